@@ -1,0 +1,60 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+TEST_WORKERS ?= 2
+# The environment is made anew only when what it is made from has changed.
+STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml docker/ffcv.sh 2>/dev/null | sha256sum | cut -c1-16)
+
+.PHONY: help quickstart test check setup ffcv format lint types lock bench clean
+
+help:  ## list every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: setup  ## install, run the whole pipeline on built-in images, show the result
+	@$(BIN)/robustrain run quickstart
+
+test: setup  ## run the tests (under 15 minutes on two cores)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(TESTS)
+
+check: lint types test  ## what CI runs: format, lint, types, import rules, tests
+
+setup: $(STAMP)  ## create .venv/ with everything in it; does nothing when it is up to date
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
+	  { echo "error: Python 3.11 or 3.12 is needed (found: $$($(PYTHON) --version 2>&1)). Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "creating $(VENV) and installing (some minutes and 8 GB, once) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock 2>$(VENV)/install.log || \
+	  { grep -v '^WARNING' $(VENV)/install.log | tail -n 5 >&2; echo "error: the installation failed; the log is $(VENV)/install.log" >&2; exit 2; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e . 2>>$(VENV)/install.log
+	@docker/ffcv.sh $(BIN)/python || true
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+ffcv: setup  ## build FFCV (needs root or passwordless sudo for Debian packages)
+	@docker/ffcv.sh $(BIN)/python
+
+format: setup  ## format the code
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lint: setup  ## formatting, lint, import rules
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	@$(BIN)/python -m pytest -q tests/unit/test_import_rules.py
+
+types: setup  ## static types
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+lock:  ## write requirements.lock anew from pyproject.toml (in a throw-away environment)
+	@dir=$$(mktemp -d) && $(PYTHON) -m venv $$dir/v && $$dir/v/bin/pip install -q -e '.[train,dev]' 2>/dev/null && \
+	  { echo "# Exact versions of everything, direct or not. Written by: make lock"; \
+	    $$dir/v/bin/pip freeze --exclude-editable --exclude robustrain; } > requirements.lock && rm -rf $$dir
+
+bench: setup  ## run the benchmarks and print their tables
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove .venv/ and .robustrain/
+	@rm -rf $(VENV) .robustrain

@@ -1,0 +1,1 @@
+"""How each stage does its work: data, models, attack, training, evaluation, promotion."""

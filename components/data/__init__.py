@@ -1,0 +1,1 @@
+"""From images to batches: sources, the encoded `.beton` file, and loaders that give the same batches everywhere."""

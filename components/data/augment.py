@@ -1,0 +1,88 @@
+"""Heavy augmentation of the paper: RandAugment and random erasing, a pure function of (seed, epoch, sample).
+
+It follows crop and flip, on the loader's threads. Mixup and cutmix mix whole batches and belong to the training step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from components.data import erasing, randaugment
+from components.data.counter import U64, draws
+
+_PURPOSE = 0x6175676D656E74
+"""Keeps these random numbers apart from those of the order and the crops under the same seed."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+FILLS: dict[str, randaugment.Colour] = {"mean": (124, 116, 104), "black": (0, 0, 0)}
+"""Colour of what rotation, shearing and translation bring in from outside: ImageNet's mean colour, or black."""
+
+
+class Augmentation(Protocol):
+    """Changes images after crop and flip."""
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        """Of the images it makes: uint8, or float32 where they can leave [0, 1]."""
+        ...
+
+    def fill_batch(self, out: npt.NDArray[Any], images: npt.NDArray[np.uint8], keys: U64) -> None:
+        """Writes the changed images (B, H, W, 3) of samples with these keys to `out`."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeavyAugmentation:
+    """RandAugment m9-mstd0.5-inc1, then random erasing of single pixels.
+
+    Args:
+        seed: of all its random numbers.
+        fill: `mean` is ImageNet's mean colour, what timm does by default; `black` is what the paper's released code did
+            (it passed a mean of 0).
+        noise: `clipped` erases with noise of ImageNet's mean and deviation, cut to [0, 1], what timm does after its
+            normalisation; `normal` erases with N(0, 1) in units of the image, far outside [0, 1], as the released code
+            did. Images are float32 then.
+        erase_probability: share of images with a rectangle erased.
+    """
+
+    seed: int
+    fill: Literal["mean", "black"] = "mean"
+    noise: Literal["clipped", "normal"] = "clipped"
+    erase_probability: float = 0.25
+
+    @classmethod
+    def of(cls, seed: int, *, faithful: bool) -> HeavyAugmentation:
+        """The paper's released behaviour, or the one that is right."""
+        return cls(seed, fill="black", noise="normal") if faithful else cls(seed)
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        """uint8 (0 to 255), or float32 (0 to 1, and beyond where erased)."""
+        return np.dtype(np.float32 if self.noise == "normal" else np.uint8)
+
+    def fill_batch(self, out: npt.NDArray[Any], images: npt.NDArray[np.uint8], keys: U64) -> None:
+        """Writes the changed images (B, H, W, 3) of samples with these keys to `out`."""
+        numbers = np.arange(randaugment.DRAWS + erasing.DRAWS, dtype=np.uint64)
+        bits = draws(self.seed ^ _PURPOSE, keys[:, None], numbers[None, :])
+        steps = randaugment.drawn_steps(bits[:, : randaugment.DRAWS])
+        height, width = images.shape[1:3]
+        holes = erasing.drawn_rectangles(bits[:, randaugment.DRAWS :], self.erase_probability, height, width)
+        for row, image in enumerate(images):
+            changed = randaugment.apply_steps(image, steps[row], FILLS[self.fill])
+            out[row] = changed if self.noise == "clipped" else changed * np.float32(1 / 255)
+            hole = holes[row]
+            if hole:
+                part = out[row, hole.top : hole.top + hole.height, hole.left : hole.left + hole.width]
+                part[:] = self._noise(hole)
+
+    def _noise(self, hole: erasing.Rectangle) -> npt.NDArray[Any]:
+        if self.noise == "normal":
+            return hole.noise()
+        colour = np.array(IMAGENET_MEAN, np.float32) + np.array(IMAGENET_STD, np.float32) * hole.noise()
+        return np.rint(np.clip(colour, 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,164 @@
+"""What an `encode` stage is told, and the digest of the images it would read.
+
+Kept light (pydantic and the standard library): planning a run needs both and must not wait for NumPy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from components.errors import UserError
+from components.fingerprint import NO_FINGERPRINT
+
+BUILT_IN: dict[str, str] = {"digits": "digits/1", "shapes": "shapes/2"}
+"""Built-in sets -> version of the code that makes them; raise it when their pixels or their split change."""
+
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+"""File names that are read as an archive of an ImageNet-layout folder."""
+
+S3 = "s3://"
+
+ListPrefix = Callable[[str], Iterable[tuple[str, int, str]]]
+"""Lists (key, size, ETag) of every object below an `s3://` address."""
+
+
+class EncodeConfig(BaseModel):
+    """Where the images are and how they are stored in the `.beton` file.
+
+    The source is `digits`, `shapes`, a folder in ImageNet layout (`train/<class>/*` and, if there, `val/<class>/*`),
+    a tar archive of such a folder, or an `s3://bucket/prefix` that holds one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(min_length=1, description="digits | shapes | folder | tar archive | s3://bucket/prefix")
+    name: str | None = Field(
+        default=None, description="name of the data set in tables; default: the source's last part"
+    )
+    side: int = Field(
+        default=256, ge=8, le=4096, description="pixels; a longer shorter side is shrunk to it, never enlarged"
+    )
+    mode: Literal["jpg", "raw"] = Field(
+        default="jpg", description="raw: exact pixels, fast to read, about 10 times the bytes"
+    )
+    quality: int = Field(default=90, ge=1, le=100, description="JPEG quality (OpenCV's scale), mode jpg only")
+    keep_jpeg: bool = Field(
+        default=False, description="store a source JPEG that needs no shrinking as it is, mode jpg only"
+    )
+    val_fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="share of each class that becomes val where none is given"
+    )
+    limit_train: int | None = Field(
+        default=None, ge=1, description="keep about this many train images, evenly over classes"
+    )
+    limit_val: int | None = Field(
+        default=None, ge=1, description="keep about this many val images, evenly over classes"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of the split and of the limits")
+    page_size: int = Field(
+        default=8 << 20, description="bytes of a page of the file; a power of two from 2 MiB to 2 GiB"
+    )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        json_schema_extra=NO_FINGERPRINT,
+        description="encoding processes; 0: as many as the set is worth",
+    )
+
+    @field_validator("page_size")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value & (value - 1) or not 2 << 20 <= value <= 2 << 30:
+            raise ValueError("page_size has to be a power of two from 2097152 (2 MiB) to 2147483648 (2 GiB)")
+        return value
+
+    @property
+    def dataset(self) -> str:
+        """The name shown in tables."""
+        return self.name or _last_part(self.source)
+
+
+def _last_part(source: str) -> str:
+    name = source.rstrip("/").rsplit("/", 1)[-1]
+    for ending in TAR_ENDINGS:
+        name = name.removesuffix(ending)
+    return name
+
+
+def source_digest(config: EncodeConfig, *, cache: Path | None = None, list_prefix: ListPrefix | None = None) -> str:
+    """What the source's bytes are, as one short string for the fingerprint.
+
+    A built-in set: its version. A folder or an archive: sha256 over the names and contents of all its files; `cache`
+    (a folder) keeps that by names, sizes and times, so that an unchanged source is not read twice. An `s3://` address:
+    sha256 over keys, sizes and ETags as `list_prefix` reports them.
+
+    Raises:
+        UserError: the source does not exist, or it is on S3 and `list_prefix` is not given.
+    """
+    if config.source in BUILT_IN:
+        return BUILT_IN[config.source]
+    if config.source.startswith(S3):
+        return _s3_digest(config.source, list_prefix)
+    root = Path(config.source).expanduser()
+    if not root.exists():
+        known = ", ".join(sorted(BUILT_IN))
+        raise UserError(
+            "there is no such folder, archive or built-in set",
+            where="source",
+            value=config.source,
+            remedy=f"name an existing folder or archive, an s3:// address, or one of: {known}",
+        )
+    return _cached_digest(root, cache)
+
+
+def _s3_digest(source: str, list_prefix: ListPrefix | None) -> str:
+    if list_prefix is None:
+        raise UserError("the bucket cannot be listed from here", where="source", value=source, remedy="use a folder")
+    sha = hashlib.sha256()
+    for key, size, etag in sorted(list_prefix(source)):
+        sha.update(f"{key}\0{size}\0{etag}\n".encode())
+    return sha.hexdigest()
+
+
+def _cached_digest(root: Path, cache: Path | None) -> str:
+    files = list(_files(root))
+    seen = hashlib.sha256()
+    for name, path in files:
+        stat = path.stat()
+        seen.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    kept = cache / "source-digests" / f"{seen.hexdigest()}.json" if cache else None
+    if kept and kept.is_file():
+        return json.loads(kept.read_text())["sha256"]
+    digest = _content_digest(files)
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps({"source": str(root), "files": len(files), "sha256": digest}))
+        os.replace(part, kept)
+    return digest
+
+
+def _files(root: Path) -> Iterator[tuple[str, Path]]:
+    if root.is_file():
+        yield root.name, root
+        return
+    for folder, names, files in os.walk(root, followlinks=True):
+        names.sort()
+        for file in sorted(files):
+            path = Path(folder, file)
+            yield path.relative_to(root).as_posix(), path
+
+
+def _content_digest(files: list[tuple[str, Path]]) -> str:
+    whole = hashlib.sha256()
+    for name, path in files:
+        with path.open("rb") as file:
+            whole.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()

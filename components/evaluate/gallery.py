@@ -1,0 +1,83 @@
+"""Adversarial images to look at: the clean one, the adversarial one, and their difference made visible.
+
+The pictures are rounded to 8 bits for the eye; what was attacked and verified is float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from components.evaluate.config import ATTACK_TITLES
+from components.evaluate.images import ImageSet
+from components.evaluate.outcomes import Outcome, Shown
+
+INDEX = "gallery.json"
+
+
+def choose(outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, Shown]]:
+    """Up to `count` kept images, the threats taking turns, each with its first ones."""
+    lanes = [[(outcome, shown) for shown in outcome.shown] for outcome in outcomes]
+    turns = [lane[k] for k in range(max(map(len, lanes), default=0)) for lane in lanes if k < len(lane)]
+    return turns[:count]
+
+
+def write(
+    folder: Path, outcomes: Sequence[Outcome], images: ImageSet, classes: Sequence[str], count: int
+) -> list[dict[str, Any]]:
+    """Writes PNG files and `gallery.json`, a list with one entry an image; returns that list.
+
+    An entry has the names of its three files, class names under `label`, `clean_prediction` and
+    `adversarial_prediction`, the threat, the perturbation's norm, and how much the difference was amplified.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = [
+        _entry(folder, number, outcome, shown, images, classes)
+        for number, (outcome, shown) in enumerate(choose(outcomes, count))
+    ]
+    (folder / INDEX).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    return entries
+
+
+def difference(clean: npt.NDArray[np.float32], adversarial: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], float]:
+    """The perturbation around mid-grey, stretched so that its largest entry reaches 0 or 1; and the factor."""
+    delta = adversarial - clean
+    largest = float(np.abs(delta).max())
+    factor = 0.5 / largest if largest > 0 else 1.0
+    return 0.5 + delta * factor, factor
+
+
+def _entry(
+    folder: Path, number: int, outcome: Outcome, shown: Shown, images: ImageSet, classes: Sequence[str]
+) -> dict[str, Any]:
+    clean = images.pixels[outcome.resolution][shown.position].astype(np.float32) / 255
+    adversarial = np.moveaxis(shown.adversarial, 0, -1)
+    stretched, factor = difference(clean, adversarial)
+    files = {}
+    for name, picture in (("clean", clean), ("adversarial", adversarial), ("difference", stretched)):
+        files[name] = f"{number:03d}-{name}.png"
+        Image.fromarray(np.rint(picture.clip(0, 1) * 255).astype(np.uint8)).save(folder / files[name])
+    return {
+        **files,
+        "index": int(images.indices[shown.position]),
+        "label": _named(classes, int(images.labels[shown.position])),
+        "clean_prediction": _named(classes, shown.clean_prediction),
+        "adversarial_prediction": _named(classes, shown.prediction),
+        "norm": outcome.threat.norm,
+        "eps": outcome.threat.eps,
+        "attack": ATTACK_TITLES[outcome.threat.attack],
+        "broken_by": str(outcome.verdict[shown.position]),
+        "distance": shown.distance,
+        "amplification": round(factor, 3),
+        "resolution": outcome.resolution,
+    }
+
+
+def _named(classes: Sequence[str], label: int) -> str:
+    return classes[label] if label < len(classes) else str(label)

@@ -1,0 +1,130 @@
+"""Which images are attacked, and how they come into the process.
+
+The choice is a seeded permutation of the split, cut off after n: it does not depend on the model, the recipe's seed or
+the resolution, so that figures of different models stand on the same images, and the first 100 of 1,000 are the 100.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from components.data.crop import CenterCrop
+from components.data.loader import open_loader
+from components.data.manifest import DataManifest
+
+if TYPE_CHECKING:
+    from components.store.objects import ObjectStore
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The chosen images.
+
+    Attributes:
+        indices: (n,) int64, rows of the encoded split, in the order of the choice.
+        labels: (n,) int64.
+        pixels: resolution -> (n, R, R, 3) uint8.
+        digest: sha256 over the split's file and the indices: equal digests, equal images.
+    """
+
+    indices: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    pixels: dict[int, npt.NDArray[np.uint8]]
+    digest: str
+
+    @property
+    def n(self) -> int:
+        """Images."""
+        return len(self.indices)
+
+    @property
+    def data_digest(self) -> str:
+        """sha256 over labels and pixels at every resolution, as they are attacked."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        for resolution in sorted(self.pixels):
+            digest.update(str(resolution).encode() + self.pixels[resolution].tobytes())
+        return digest.hexdigest()
+
+
+def choose(total: int, n: int, seed: int) -> npt.NDArray[np.int64]:
+    """(min(n, total),) rows out of 0..total-1, without repetition; a prefix of what a larger n would give."""
+    return np.random.default_rng([seed, 0x1DA6E5]).permutation(total)[:n].astype(np.int64)
+
+
+def image_set_digest(split_sha256: str, indices: npt.NDArray[np.int64]) -> str:
+    """sha256 that stands for these rows of this file."""
+    return hashlib.sha256(split_sha256.encode() + indices.astype("<i8").tobytes()).hexdigest()
+
+
+def load(
+    manifest: DataManifest,
+    split: str,
+    objects: ObjectStore,
+    *,
+    n: int,
+    seed: int,
+    resolutions: tuple[int, ...],
+    crop_ratio: float,
+) -> ImageSet:
+    """Decodes the chosen images at every resolution.
+
+    Args:
+        crop_ratio: the shorter side is resized to floor(R / crop_ratio), bicubic, then the middle R x R is cut out.
+
+    Raises:
+        UserError: no such split, or a damaged file.
+    """
+    described = manifest.split(split)
+    indices = choose(described.n, n, seed)
+    pixels: dict[int, npt.NDArray[np.uint8]] = {}
+    labels = np.empty(0, np.int64)
+    for resolution in resolutions:
+        pixels[resolution], labels = _read(manifest, split, objects, indices, resolution, crop_ratio)
+    return ImageSet(indices, labels, pixels, image_set_digest(described.sha256, indices))
+
+
+def _read(
+    manifest: DataManifest,
+    split: str,
+    objects: ObjectStore,
+    indices: npt.NDArray[np.int64],
+    resolution: int,
+    crop_ratio: float,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    loader = open_loader(
+        manifest,
+        split,
+        objects,
+        engine="native",
+        batch_size=min(_BATCH, len(indices)),
+        resolution=resolution,
+        seed=0,
+        train=False,
+        threads=2,
+        indices=indices,
+        order="sequential",
+        crop=CenterCrop(crop_ratio),
+        flip=0.0,
+        drop_last=False,
+    )
+    images, labels, rows = [], [], []
+    try:
+        with loader.epoch(0) as epoch:
+            for batch in epoch:
+                images.append(batch.images.copy())
+                labels.append(batch.labels.copy())
+                rows.append(batch.indices.copy())
+    finally:
+        loader.close()
+    found = np.concatenate(rows)
+    # The loader may sort what it was given; the order of the choice is what makes a prefix a prefix.
+    place = {int(row): position for position, row in enumerate(found)}
+    order = np.array([place[int(row)] for row in indices])
+    return np.concatenate(images)[order], np.concatenate(labels)[order].astype(np.int64)

@@ -1,0 +1,96 @@
+"""The identity of a stage's work: what it would compute, known before anything runs.
+
+fingerprint = sha256(canonical JSON of {kind, version, config, parents' fingerprints, data digest, seed})
+
+Parents enter by their *fingerprints*, not by their output bytes, so that the fingerprints of a whole plan follow from
+the recipe and the data alone. Fields that cannot change a result (worker counts, loader engine, log intervals) are left
+out by marking them with `NO_FINGERPRINT` where they are declared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+FORMAT = 1
+"""Raised when the meaning of the hashed document changes; every stage then runs again."""
+
+NO_FINGERPRINT: dict[str, Any] = {"fingerprint": False}
+"""For `pydantic.Field(json_schema_extra=NO_FINGERPRINT)`: this field does not change what the stage computes."""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no white space and shortest round-trip floats.
+
+    Raises:
+        ValueError: for NaN, infinities, and anything JSON has no type for.
+    """
+    _refuse_non_finite(value)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _refuse_non_finite(value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} has no canonical form")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"key {key!r} is not a string")
+            _refuse_non_finite(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_non_finite(item)
+
+
+def fingerprint(
+    *, kind: str, version: int, config: Mapping[str, Any], parents: Mapping[str, str], data_digest: str, seed: int
+) -> str:
+    """The sha256 (64 hex digits) that stands for one stage's work.
+
+    Args:
+        kind: the stage's kind in the stage table.
+        version: the stage's code version in the stage table.
+        config: the stage's resolved configuration, only the fields that change its result.
+        parents: role -> fingerprint of the stage that fills it.
+        data_digest: digest of the source images (encode stages), else an empty string.
+        seed: the recipe's seed.
+    """
+    document = {
+        "format": FORMAT,
+        "kind": kind,
+        "version": version,
+        "config": dict(config),
+        "parents": dict(parents),
+        "data": data_digest,
+        "seed": str(seed),
+    }
+    return hashlib.sha256(canonical_json(document).encode()).hexdigest()
+
+
+def fingerprinted(config: Any, *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The part of a pydantic model that belongs in a fingerprint, as plain JSON values.
+
+    Args:
+        config: a pydantic model; fields marked with `NO_FINGERPRINT` are left out, at any depth.
+        without: top-level fields to leave out as well (references to parents, which enter by fingerprint).
+    """
+    kept = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if name in without or (isinstance(extra, dict) and extra.get("fingerprint") is False):
+            continue
+        kept[name] = _plain(getattr(config, name))
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(type(value), "model_fields"):
+        return fingerprinted(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,45 @@
+"""The networks: timm's with PatchStem or ConvStem, built by name, saved and opened again.
+
+Importing this package registers the ConvStem networks with timm (`components.models.register`).
+"""
+
+from __future__ import annotations
+
+from components.models import register as _register
+from components.models.build import build_model, tag_normalize
+from components.models.card import ModelCard
+from components.models.families import FAMILIES, IMAGENET1K_TAGS, IMAGENET_NORMALIZE, check_imagenet1k_tag, find_family
+from components.models.flops import forward_macs
+from components.models.normalize import NormalizedModel, network
+from components.models.published import load_published
+from components.models.resolution import set_resolution
+from components.models.stems import find_stem, replace_stem, stem_prefix
+from components.models.transplant import transplant
+from components.models.weights import load_model, read_card, save_model
+
+REGISTERED = tuple(_register.default_cfgs)
+"""Names this package has added to timm."""
+
+__all__ = [
+    "FAMILIES",
+    "IMAGENET1K_TAGS",
+    "IMAGENET_NORMALIZE",
+    "REGISTERED",
+    "ModelCard",
+    "NormalizedModel",
+    "build_model",
+    "check_imagenet1k_tag",
+    "find_family",
+    "find_stem",
+    "forward_macs",
+    "load_model",
+    "load_published",
+    "network",
+    "read_card",
+    "replace_stem",
+    "save_model",
+    "set_resolution",
+    "stem_prefix",
+    "tag_normalize",
+    "transplant",
+]

@@ -1,0 +1,91 @@
+"""ConvStem: the convolutional stems that replace a network's patch embedding.
+
+A ConvStem is a stack of 3x3 convolutions, each followed by a channel-first LayerNorm (eps 1e-6) and an exact (erf)
+GELU. It sees overlapping pixels and reaches the stride of the PatchStem in several small steps. Layouts, from Singh,
+Croce, Hein, "Revisiting Adversarial Training for ImageNet" (NeurIPS 2023) and the checkpoints published with it:
+
+    S4-2    3 -> C/2 -> C, strides 2 2              ConvNeXt-T, -S (C = 96: 48, 96)
+    S4-3    3 -> C/2 -> 3C/4 -> C, strides 2 2 1    ConvNeXt-B (C = 128: 64, 96, 128), -L (C = 192: 96, 144, 192)
+    S16     3 -> 48 -> 96 -> 192 -> 384, strides 2 2 2 2, then a bare 1x1 convolution to D    ViT, isotropic ConvNeXt
+
+Every convolution has a bias. The 3x3 layouts end in a GELU: no norm follows. The 1x1 convolution of S16 has neither
+norm nor activation behind it. The published stems carry PyTorch's default convolution init (Kaiming-uniform weights and
+*non-zero* biases), because they were attached after the network had initialised itself; so do these.
+
+State-dict names are `stem.0`, `stem.1`, `stem.3`, ... inside the module, as in the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import nn
+
+NORM_EPS = 1e-6
+"""eps of every LayerNorm in a ConvStem."""
+
+S16_TRUNK = (48, 96, 192, 384)
+"""Widths of the 3x3 convolutions of S16. They do not grow with the network: only the 1x1 convolution's width does."""
+
+
+class ConvStem(nn.Module):
+    """3x3 convolutions, each with LayerNorm and GELU, optionally closed by a bare 1x1 convolution.
+
+    Args:
+        widths: output channels of the 3x3 convolutions.
+        strides: their strides; padding is always 1.
+        project_to: output channels of the closing 1x1 convolution; None for no such convolution.
+        in_channels: channels of the image.
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), each 3x3 convolution of stride 2
+    rounding up.
+    """
+
+    def __init__(
+        self, widths: Sequence[int], strides: Sequence[int], *, project_to: int | None = None, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        assert len(widths) == len(strides) > 0
+        layers: list[nn.Module] = []
+        channels, self.stride = in_channels, 1
+        for width, stride in zip(widths, strides, strict=True):
+            layers += [
+                nn.Conv2d(channels, width, kernel_size=3, stride=stride, padding=1),
+                LayerNorm2d(width, eps=NORM_EPS),
+                nn.GELU(),
+            ]
+            channels, self.stride = width, self.stride * stride
+        if project_to is not None:
+            layers.append(nn.Conv2d(channels, project_to, kernel_size=1))
+            channels = project_to
+        self.out_channels = channels
+        self.stem = nn.Sequential(*layers)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)."""
+        return self.stem(images)
+
+
+def stem_s4_2(width: int, in_channels: int = 3) -> ConvStem:
+    """S4-2: in -> width/2 -> width, total stride 4 (ConvNeXt-T and -S with width 96)."""
+    assert width % 2 == 0
+    return ConvStem((width // 2, width), (2, 2), in_channels=in_channels)
+
+
+def stem_s4_3(width: int, in_channels: int = 3) -> ConvStem:
+    """S4-3(p) with p = width/2: in -> p -> 1.5p -> 2p, total stride 4: the third convolution has stride 1.
+
+    ConvNeXt-B has width 128 (p = 64), ConvNeXt-L width 192 (p = 96).
+    """
+    assert width % 4 == 0
+    return ConvStem((width // 2, width * 3 // 4, width), (2, 2, 1), in_channels=in_channels)
+
+
+def stem_s16(width: int, in_channels: int = 3) -> ConvStem:
+    """S16(width): in -> 48 -> 96 -> 192 -> 384, then 1x1 to width, total stride 16.
+
+    Width 384 for ViT-S and isotropic ConvNeXt, 512 for ViT-M, 768 for ViT-B.
+    """
+    return ConvStem(S16_TRUNK, (2, 2, 2, 2), project_to=width, in_channels=in_channels)

@@ -1,0 +1,121 @@
+"""The table of network families: which timm network a short name stands for, and where its pinned weights come from.
+
+The bases are those of Singh, Croce, Hein (NeurIPS 2023) as released: ViT-S is DeiT-S, ViT-M is DeiT3-M, ViT-B is the
+plain ViT-B/16. The pinned tags were trained on ImageNet-1k alone; timm's *default* tags since 1.0 are not (they were
+pretrained on 12k or 21k classes), which is why a tag is always named here and never left to timm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from components.errors import UserError, nearest
+
+Stem = Literal["patch", "conv"]
+Normalize = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation per RGB channel, for pixels in [0, 1]."""
+
+IMAGENET_NORMALIZE: Normalize = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Family:
+    """One network with two stems.
+
+    Attributes:
+        name: the name in recipes, without the stem.
+        base: the timm network with the PatchStem.
+        tag: the pinned ImageNet-1k tag of `base`; None where timm has no weights.
+        resolution: side in pixels of the training images.
+        multiple: sides must be multiples of this (patch size); 1 for fully convolutional networks.
+        smallest: the smallest side the network takes.
+    """
+
+    name: str
+    base: str
+    tag: str | None
+    resolution: int
+    multiple: int
+    smallest: int
+
+
+def _family(name: str, base: str, tag: str | None, *, resolution: int = 224, vit: bool = False) -> Family:
+    return Family(name, base, tag, resolution, multiple=16 if vit else 1, smallest=16 if vit else 32)
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        _family("convnext_tiny", "convnext_tiny", "fb_in1k"),
+        _family("convnext_small", "convnext_small", "fb_in1k"),
+        _family("convnext_base", "convnext_base", "fb_in1k"),
+        _family("convnext_large", "convnext_large", "fb_in1k"),
+        _family("convnext_iso", "convnext_iso", None, vit=True),
+        _family("vit_small", "deit_small_patch16_224", "fb_in1k", vit=True),
+        _family("vit_medium", "deit3_medium_patch16_224", "fb_in1k", vit=True),
+        _family("vit_base", "vit_base_patch16_224", "augreg_in1k", vit=True),
+        _family("convnext_micro", "convnext_micro", None, resolution=32),
+    )
+}
+"""The families by name. `convnext_micro` is this project's own, for 32 px images."""
+
+IMAGENET1K_TAGS: dict[str, str] = {f.name: f"{f.base}.{f.tag}" for f in FAMILIES.values() if f.tag}
+"""Family -> the timm weights that a recipe's clean initialisation is pinned to."""
+
+OTHER_DATA = (
+    "in12k",
+    "in21k",
+    "in22k",
+    "jft",
+    "laion",
+    "yfcc",
+    "ig1b",
+    "lvd",
+    "clip",
+    "dino",
+    "ssld",
+    "merged",
+    "cc12m",
+)
+"""Parts of timm tags that say the weights have seen more than ImageNet-1k."""
+
+
+def find_family(name: str) -> Family:
+    """The family called `name`.
+
+    Raises:
+        UserError: unknown name (the nearest known one is named).
+    """
+    if name in FAMILIES:
+        return FAMILIES[name]
+    if name.removesuffix("_cvst") in FAMILIES:
+        remedy = f"Write name {name.removesuffix('_cvst')!r} and stem 'conv'"
+    else:
+        remedy = f"Known are {', '.join(FAMILIES)}{nearest(name, FAMILIES)}"
+    raise UserError("no such network", where="model.name", value=name, remedy=remedy)
+
+
+def check_imagenet1k_tag(tag: str) -> str:
+    """`tag` itself when it names weights trained on ImageNet-1k alone, judged by timm's naming of tags.
+
+    Args:
+        tag: "network.tag" or the tag alone, such as "convnext_tiny.fb_in1k" or "fb_in1k".
+
+    Raises:
+        UserError: the tag is missing (timm's default would be taken), or names other or further data, or "_ft_", which
+            in timm says that the weights were fine-tuned from such.
+    """
+    label = tag.rsplit(".", 1)[-1].lower()
+    parts = label.split("_")
+    foreign = [part for part in parts if part in ("ft", "ns") or part.startswith(OTHER_DATA)]
+    if "in1k" in parts and not foreign:
+        return tag
+    known = ", ".join(IMAGENET1K_TAGS.values())
+    why = f"it says {foreign[0]!r}" if foreign else "it does not end in 'in1k'"
+    raise UserError(
+        f"these pretrained weights are not from ImageNet-1k alone: {why}",
+        where="init",
+        value=tag,
+        remedy=f"Take a pinned tag ({known}), or a recipe that allows other data",
+    )

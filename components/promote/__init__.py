@@ -1,0 +1,1 @@
+"""The promote room of the pipeline; see the modules."""

@@ -1,0 +1,110 @@
+"""The model card: what a registered model is, how well it stands up to which attacks, and what it is not for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from components.promote.gate import Decision
+
+_NOT_FOR = (
+    "Robust accuracies hold for the listed norms and radii only. They say nothing about other perturbations "
+    "(rotations, patches, blur, weather), about images unlike those of the data set, or about stronger attacks "
+    "still to be found. They are measured, not certified: an image called robust is one that these attacks did "
+    "not break."
+)
+
+
+def model_card(
+    *,
+    name: str,
+    model: Mapping[str, Any],
+    results: Mapping[str, Any],
+    decision: Decision,
+    intended_use: str,
+    lineage: Mapping[str, str],
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        model: `model.json` of the saved model.
+        results: `results.json` of the evaluation.
+        lineage: further facts, one a line (stage, run, fingerprint, ...).
+    """
+    conditions = results["conditions"]
+    parts = [
+        f"# {_plain(name)}",
+        f"{_plain(model['name'])} with a {'ConvStem' if model['stem'] == 'conv' else 'PatchStem'}, "
+        f"{model['num_classes']} classes, {model['resolution']} px, trained on {_plain(conditions['dataset'])}.",
+        "## Intended use",
+        _plain(intended_use)
+        or "Image classification where images may be perturbed on purpose within the radii below. "
+        "No use beyond that was stated by whoever trained it.",
+        _NOT_FOR,
+        "## Accuracy",
+        _table(results["rows"]),
+        *_notes(results),
+        "## Conditions",
+        _list({key: _word(value) for key, value in conditions.items()}),
+        "## Decision",
+        f"**{'Promoted to champion' if decision.promote else 'Not promoted: stays challenger'}.**",
+        "\n".join(f"- {'no' if reason in decision.failed else 'yes'}: {_plain(reason)}" for reason in decision.reasons),
+        "## Input",
+        _input(model),
+        "## Lineage",
+        _list(lineage),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = "| resolution | norm | radius | attack | n | clean | robust | 95 % interval |\n" + "|---" * 8 + "|"
+    lines = [
+        f"| {row['resolution']} px | {row['norm']} | {_radius(row['eps'])} | {row['attack']} | {row['n']} "
+        f"| {_percent(row['clean_accuracy'])} | {_percent(row['robust_accuracy'])} "
+        f"| {_percent(row['interval'][0])} to {_percent(row['interval'][1])} |"
+        for row in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def _notes(results: Mapping[str, Any]) -> list[str]:
+    notes = [
+        f"Worst case over {', '.join(row['norms'])}, image by image: {_percent(row['robust_accuracy'])} "
+        f"({_percent(row['interval'][0])} to {_percent(row['interval'][1])}, n = {row['n']}, {row['resolution']} px)."
+        for row in results.get("union", [])
+    ]
+    for row in results["rows"]:
+        if note := row["details"].get("targets_note"):
+            notes.append(f"{row['attack']} {row['norm']}: {note}.")
+    return list(dict.fromkeys(notes))
+
+
+def _input(model: Mapping[str, Any]) -> str:
+    normalised = "its normaliser is a layer of the model" if model.get("normalize") else "it has no normaliser"
+    ratio = model.get("crop_ratio", 1.0)
+    crop = f"shorter side resized to floor(resolution / {ratio}), bicubic, then the centre cut out"
+    return f"RGB images in [0, 1], channels first; {normalised}. Preparation: {crop if ratio < 1 else 'resized'}."
+
+
+def _list(facts: Mapping[str, str]) -> str:
+    return "\n".join(f"- {key.replace('_', ' ')}: {_plain(value)}" for key, value in facts.items())
+
+
+def _word(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _plain(text: str) -> str:
+    """Text that cannot start Markdown or HTML of its own; names of stages and classes come from recipes and folders."""
+    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
+    return "".join(f"\\{letter}" if letter in "|`*[]" else letter for letter in escaped)
+
+
+def _radius(eps: float) -> str:
+    steps = eps * 255
+    return f"{round(steps)}/255" if eps < 1 and round(steps) and abs(steps - round(steps)) < 1e-6 else f"{eps:g}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,86 @@
+"""The model registry: versions of a named model and the aliases `challenger`, `champion`, `previous`.
+
+Moving an alias is the only promotion and the only rollback (MLflow 3.17: an alias moves atomically, last write wins).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from components.store.places import Places
+from components.store.tracking import Tracking
+
+CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version of a model."""
+
+    name: str
+    version: str
+    run_id: str
+    tags: dict[str, str]
+
+
+class Registry:
+    """Registered models in the tracking store of `places`."""
+
+    def __init__(self, places: Places) -> None:
+        self._tracking = Tracking(places)
+        self._client = self._tracking.client
+
+    def register(self, name: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:
+        """Registers the folder `artifact` of a run as the next version; the same run is registered only once."""
+        known = [v for v in self._versions(name) if v.run_id == run_id]
+        if known:
+            version = known[0]
+            for key, value in tags.items():
+                self._client.set_model_version_tag(name, version.version, key, value)
+            return Version(name, version.version, run_id, {**version.tags, **tags})
+        self._create_model(name)
+        source = f"{self._client.get_run(run_id).info.artifact_uri}/{artifact}"
+        made = self._client.create_model_version(name, source=source, run_id=run_id, tags=dict(tags))
+        return Version(name, str(made.version), run_id, dict(tags))
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Points `alias` at `version`."""
+        self._client.set_registered_model_alias(name, alias, version)
+
+    def get(self, name: str, alias: str) -> Version | None:
+        """The version that `alias` points at; None where model or alias are absent."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self._client.get_model_version_by_alias(name, alias)
+        except MlflowException:
+            return None
+        return Version(name, str(found.version), found.run_id or "", dict(found.tags))
+
+    def challenger(self, name: str) -> Version | None:
+        """The version that waits for promotion."""
+        return self.get(name, CHALLENGER)
+
+    def champion(self, name: str) -> Version | None:
+        """The version that is in use."""
+        return self.get(name, CHAMPION)
+
+    def promote(self, name: str, version: str) -> None:
+        """`previous` := `champion`, then `champion` := `version`."""
+        champion = self.champion(name)
+        if champion and champion.version != version:
+            self.set_alias(name, PREVIOUS, champion.version)
+        self.set_alias(name, CHAMPION, version)
+
+    def _versions(self, name: str) -> list[Version]:
+        found = self._client.search_model_versions(f"name = '{name}'")
+        return [Version(name, str(v.version), v.run_id or "", dict(v.tags)) for v in found]
+
+    def _create_model(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.get_registered_model(name)
+        except MlflowException:
+            self._client.create_registered_model(name)

@@ -1,0 +1,214 @@
+"""Runs in MLflow: one per stage under one parent per pipeline run, and how a stage's state is told.
+
+An MLflow run's own status is not evidence (a killed run stays RUNNING; one that raised can be FINISHED), so a run says
+where it stands by the tag `stage_state`: `running` with a heartbeat, `failed` with the cause, and, written last, after
+a manifest with size and sha256 of every output, `complete`. Only `complete` with a manifest that holds is reused.
+
+Behaviour of MLflow relied upon: 3.17 (`MlflowClient` with explicit run ids only; the fluent API would adopt
+`MLFLOW_RUN_ID` from the environment).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from components.errors import UserError
+from components.store.artifacts import Artifacts
+from components.store.claims import claim
+from components.store.job import ParentRef, StageSpec
+from components.store.objects import ObjectRef, ObjectStore
+from components.store.places import Places
+from components.store.run import COMPLETE, FINGERPRINT, OBJECTS, RECIPE, RUNNING, STATE, StageInput, StageRun
+
+_STAGE_TAG = "stage_of_recipe."
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What MLflow knows about a fingerprint: `state` is complete, interrupted or absent."""
+
+    state: str
+    run_id: str = ""
+    pipeline_run: str = ""
+    reason: str = ""
+
+
+class Tracking:
+    """The project's view of one MLflow tracking store."""
+
+    def __init__(self, places: Places) -> None:
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        from mlflow.tracking import MlflowClient
+
+        self.places = places
+        # Four processes that met a fresh sqlite data base at once broke its migration three times of four.
+        with self._lock():
+            self.client = MlflowClient(tracking_uri=places.tracking_uri)
+        self._experiment_id = ""
+
+    def _lock(self) -> AbstractContextManager[None]:
+        return claim(self.places.locks / "tracking.lock")
+
+    @property
+    def experiment_id(self) -> str:
+        """The experiment's id; made with an absolute artifact location the first time."""
+        if not self._experiment_id:
+            with self._lock():
+                found = self.client.get_experiment_by_name(self.places.experiment)
+                self._experiment_id = found.experiment_id if found else self._create_experiment()
+        return self._experiment_id
+
+    def _create_experiment(self) -> str:
+        return self.client.create_experiment(self.places.experiment, artifact_location=self.places.artifacts_uri)
+
+    def open_pipeline_run(self, name: str, tags: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
+        """A new parent run for one pipeline run, with the resolved recipe as an artifact; returns its id."""
+        every = {"robustrain": "pipeline", STATE: RUNNING, **tags}
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=every)
+        self.client.log_dict(run.info.run_id, dict(recipe), RECIPE)
+        return run.info.run_id
+
+    def cluster_run(self, kfp_run: str) -> str:
+        """The parent run of a KFP run; the first step that asks makes it, and all of them take the earliest."""
+        query = f"tags.kfp_run_id = '{kfp_run}' and tags.robustrain = 'pipeline'"
+        if not self._search(query):
+            self.open_pipeline_run(f"kubeflow {kfp_run[:8]}", {"kfp_run_id": kfp_run}, {})
+        return self._search(query)[0].info.run_id
+
+    def close_pipeline_run(self, run_id: str, *, state: str) -> None:
+        """Marks a pipeline run `complete` or `failed`."""
+        self.client.set_tag(run_id, STATE, state)
+        self.client.set_terminated(run_id, "FINISHED" if state == COMPLETE else "FAILED")
+
+    def record_stage(self, pipeline_run: str, stage: str, run_id: str, how: str) -> None:
+        """Notes on the parent which run stands for a stage of its recipe; `how` is `ran` or `reused`."""
+        if pipeline_run:
+            self.client.set_tag(pipeline_run, f"{_STAGE_TAG}{stage}", f"{run_id} {how}")
+
+    def stages_of(self, pipeline_run: str) -> dict[str, tuple[str, str]]:
+        """Stage name -> (run id, `ran` or `reused`) of a pipeline run, as far as it came."""
+        tags = self.client.get_run(pipeline_run).data.tags
+        found = {k.removeprefix(_STAGE_TAG): v.split() for k, v in tags.items() if k.startswith(_STAGE_TAG)}
+        return {name: (run_id, how) for name, (run_id, how) in found.items()}
+
+    def find(self, fingerprint: str, deep: bool = True) -> Found:
+        """The run to reuse or continue for this fingerprint, if any; the earliest complete one wins.
+
+        Args:
+            deep: hold every artifact against its sha256; otherwise only against its size.
+        """
+        runs = self._search(f"tags.{FINGERPRINT} = '{fingerprint}'")
+        reason = ""
+        for run in runs:
+            if run.data.tags.get(STATE) == COMPLETE:
+                reason = self._problem(run, deep)
+                if not reason:
+                    return Found(COMPLETE, run.info.run_id, run.data.tags.get("pipeline_run", ""))
+        unfinished = [run for run in runs if run.data.tags.get(STATE) != COMPLETE]
+        if unfinished:
+            last = unfinished[-1]
+            cause = last.data.tags.get("stage_error", "it was stopped")
+            return Found("interrupted", last.info.run_id, last.data.tags.get("pipeline_run", ""), reason or cause)
+        return Found("absent", reason=reason)
+
+    def _problem(self, run: Any, deep: bool) -> str:
+        """Why the outputs of a complete run cannot be trusted; an empty string when they can."""
+        artifacts = self.artifacts(run)
+        problem = artifacts.manifest_problem(run.data.tags.get("manifest_sha256", ""), deep=deep)
+        if problem:
+            return problem
+        store = ObjectStore(self.places.objects_uri, self.places.cache)
+        refs = [ObjectRef(**ref) for ref in artifacts.read_json(OBJECTS) or []]
+        lost = next((ref.uri for ref in refs if not store.holds(ref)), "")
+        return f"its object {lost} is missing or has another size" if lost else ""
+
+    def _search(self, query: str) -> list[Any]:
+        """Earliest first; ties by id, so that every process picks the same one."""
+        order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+        return list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=500))
+
+    def begin(self, spec: StageSpec, adopt: str = "") -> str:
+        """The id of the run that `spec` will write to: `adopt`ed (an interrupted one) or new; marked running."""
+        tags = {
+            "robustrain": "stage",
+            STATE: RUNNING,
+            FINGERPRINT: spec.fingerprint,
+            "stage": spec.name,
+            "stage_kind": spec.kind,
+            "pipeline_run": spec.pipeline_run,
+        }
+        if spec.pipeline_run:
+            tags["mlflow.parentRunId"] = spec.pipeline_run
+        run_id = adopt or os.environ.pop("MLFLOW_RUN_ID", "")
+        if not run_id:
+            return self.client.create_run(self.experiment_id, run_name=spec.name, tags=tags).info.run_id
+        attempt = int(self.client.get_run(run_id).data.tags.get("stage_attempt", "1"))
+        for key, value in {**tags, "stage_attempt": str(attempt + bool(adopt))}.items():
+            self.client.set_tag(run_id, key, value)
+        self.client.update_run(run_id, status="RUNNING", name=spec.name)
+        return run_id
+
+    def attach(self, spec: StageSpec) -> StageRun:
+        """The open run of `spec`, ready to be written to."""
+        run = self.client.get_run(spec.run_id)
+        return StageRun(self.client, self.artifacts(run), spec, self.places.work / spec.fingerprint)
+
+    def finished(self, parent: ParentRef, role: str = "") -> StageInput:
+        """A finished stage, for reading.
+
+        Raises:
+            UserError: the run is not complete.
+        """
+        run = self.client.get_run(parent.run_id)
+        if run.data.tags.get(STATE) != COMPLETE:
+            raise UserError(
+                "the stage it needs is not complete", where=parent.name, value=run.data.tags.get(STATE), remedy="run it"
+            )
+        return StageInput.read(role, parent, self.artifacts(run))
+
+    def artifacts(self, run: Any) -> Artifacts:
+        """The artifact folder of an MLflow run object."""
+        cache = self.places.cache / "runs" / run.info.run_id
+        return Artifacts(self.client, run.info.run_id, run.info.artifact_uri, cache)
+
+    def last_pipeline_runs(self, limit: int = 20) -> list[dict[str, Any]]:
+        """The newest pipeline runs first: id, name, state, start (ms since 1970), recipe."""
+        runs = self.client.search_runs(
+            [self.experiment_id],
+            "tags.robustrain = 'pipeline'",
+            order_by=["attributes.start_time DESC"],
+            max_results=limit,
+        )
+        return [
+            {
+                "run_id": run.info.run_id,
+                "name": run.info.run_name,
+                "state": run.data.tags.get(STATE, ""),
+                "start": run.info.start_time,
+                "recipe": run.data.tags.get("recipe", ""),
+            }
+            for run in runs
+        ]
+
+    def recipe_of(self, pipeline_run: str) -> dict[str, Any]:
+        """The resolved recipe that a pipeline run was started with."""
+        return self.artifacts(self.client.get_run(pipeline_run)).read_json(RECIPE) or {}
+
+    def last_duration(self, stage: str) -> float | None:
+        """Seconds that the newest complete run of a stage of this name took; None where there is none."""
+        query = f"tags.stage = '{stage}' and tags.{STATE} = '{COMPLETE}'"
+        order = ["attributes.start_time DESC"]
+        runs = list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=1))
+        if not runs or not runs[0].info.end_time:
+            return None
+        return (runs[0].info.end_time - runs[0].info.start_time) / 1000.0

@@ -1,0 +1,109 @@
+"""The images of one training stage: what is trained on, what is held out, and how both come to the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.data.augment import HeavyAugmentation
+from components.data.crop import CenterCrop, RandomCrop
+from components.data.loader import Batch, Loader, open_loader
+from components.data.manifest import DataManifest, read_manifest
+from components.errors import UserError
+from components.train.config import TrainConfig
+from components.train.seeds import derive
+from components.train.world import World
+
+if TYPE_CHECKING:
+    from components.store.job import StageJob
+
+_WHOLE = RandomCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0))
+
+
+def split_indices(total: int, config: TrainConfig, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the train split to train on and to hold out; both sorted, a pure function of the seed.
+
+    Raises:
+        UserError: too few images for one batch.
+    """
+    held = min(int(total * config.probe.fraction), config.probe.images)
+    order = np.random.default_rng([derive("selection"), seed]).permutation(total)
+    if total - held < config.batch_size:
+        raise UserError(
+            f"{total - held} training images do not fill one batch",
+            where="batch_size",
+            value=config.batch_size,
+            remedy="use a smaller batch_size",
+        )
+    return sorted(order[held:].tolist()), sorted(order[:held].tolist())
+
+
+class TrainImages:
+    """Opened loaders over a data set's training split."""
+
+    def __init__(self, job: StageJob, config: TrainConfig, world: World, seed: int) -> None:
+        self.manifest: DataManifest = read_manifest(job.inputs["data"].path("manifest.json"))
+        self.num_classes = self.manifest.num_classes
+        train, held = split_indices(self.manifest.split("train").n, config, seed)
+        self.counts = {"train": len(train), "held_out": len(held)}
+        common = {
+            "engine": config.loader,
+            "batch_size": config.batch_size,
+            "resolution": config.resolution,
+            "seed": seed,
+            "rank": world.rank,
+            "world": world.size,
+            "threads": config.threads or os.cpu_count() or 1,
+        }
+        crops = config.augment != "none"
+        self.train: Loader = open_loader(
+            self.manifest,
+            "train",
+            job.objects,
+            train=True,
+            indices=train,
+            order="random",
+            crop=RandomCrop(config.crop_scale, config.crop_aspect) if crops else _WHOLE,
+            flip=config.flip if crops else 0.0,
+            augment=HeavyAugmentation.of(seed, faithful=False) if config.augment == "heavy" else None,
+            drop_last=True,
+            **common,
+        )
+        self.held_out: Loader | None = None
+        if held:
+            self.held_out = open_loader(
+                self.manifest,
+                "train",
+                job.objects,
+                train=False,
+                indices=held,
+                order="sequential",
+                crop=CenterCrop(config.center_crop),
+                flip=0.0,
+                drop_last=False,
+                **common,
+            )
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) float32 in [0, 1], channels last, and labels (B,) int64."""
+    pixels = torch.from_numpy(batch.images).to(device, non_blocking=True)
+    labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
+    # The bytes lie channels-last already; permuting the view keeps them so.
+    images = pixels.permute(0, 3, 1, 2)
+    return (images.float().div_(255) if images.dtype == torch.uint8 else images), labels
+
+
+def held_out_batches(images: TrainImages, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """This worker's held-out images."""
+    if images.held_out is None:
+        return
+    with images.held_out.epoch(0) as batches:
+        for batch in batches:
+            if len(batch.labels):
+                yield to_device(batch, device)

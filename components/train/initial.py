@@ -1,0 +1,127 @@
+"""The network a training stage starts with: fresh, from an earlier stage, from a timm tag, or from a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from components.errors import UserError
+from components.models import (
+    ModelCard,
+    build_model,
+    find_family,
+    load_model,
+    load_published,
+    set_resolution,
+    tag_normalize,
+    transplant,
+)
+from components.train.config import ConvStemConfig, ModelConfig, TrainConfig
+from components.train.seeds import derive
+
+if TYPE_CHECKING:
+    from components.data.manifest import DataManifest
+    from components.store.job import StageJob
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The first network, its card, and the names of the weights that are fresh although others were loaded."""
+
+    model: nn.Module
+    card: ModelCard
+    fresh: tuple[str, ...] = ()
+
+
+def initial_model(job: StageJob, config: TrainConfig, data: DataManifest, seed: int) -> Initial:
+    """Builds the stage's first network on the CPU. A pure function of its arguments.
+
+    Raises:
+        UserError: the weights cannot be had or do not fit.
+    """
+    torch.manual_seed(derive("init", seed))
+    init = config.init or "random"
+    if config.init_stage:
+        source, card = load_model(job.inputs["init"].path("model"))
+        return _from_source(source, card, _wanted(config, card), config, data)
+    assert config.model is not None, "validated with the configuration"
+    wanted = _wanted(config, None)
+    if init.startswith("file:"):
+        source, card = _load_file(Path(init.removeprefix("file:")).expanduser(), wanted)
+        return _from_source(source, card, wanted, config, data)
+    tag = init.removeprefix("timm:") if init.startswith("timm:") else None
+    card = _card(wanted, config, data, tag, source=init)
+    return Initial(_build(card, config, tag), card)
+
+
+def _wanted(config: TrainConfig, parent: ModelCard | None) -> ModelConfig:
+    """The network asked for: the recipe's, or the parent's; a convstem stage puts in its stem."""
+    wanted = config.model
+    if wanted is None:
+        assert parent is not None
+        wanted = ModelConfig(name=parent.name, stem=parent.stem, normalize=parent.normalize, kwargs=parent.kwargs)
+    if isinstance(config, ConvStemConfig):
+        wanted = wanted.model_copy(update={"stem": "conv"})
+    return wanted
+
+
+def _load_file(path: Path, wanted: ModelConfig) -> tuple[nn.Module, ModelCard]:
+    if not path.exists():
+        raise UserError("there is no such file", where="init", value=str(path), remedy="check the path")
+    return load_model(path) if path.is_dir() else load_published(path, name=wanted.name, stem=wanted.stem)
+
+
+def _card(wanted: ModelConfig, config: TrainConfig, data: DataManifest, tag: str | None, source: str) -> ModelCard:
+    normalize = wanted.normalize
+    if normalize == "tag":
+        if tag is None:
+            raise UserError(
+                "only weights of a timm tag name their normaliser",
+                where="model.normalize",
+                value="tag",
+                remedy="say imagenet, give mean and deviation, or leave it out",
+            )
+        normalize = tag_normalize(wanted.name, tag)
+    elif normalize == "imagenet":
+        from components.models import IMAGENET_NORMALIZE
+
+        normalize = IMAGENET_NORMALIZE
+    return ModelCard(
+        name=find_family(wanted.name).name,
+        stem=wanted.stem,
+        num_classes=data.num_classes,
+        resolution=config.resolution,
+        classes=data.classes,
+        normalize=normalize,
+        crop_ratio=config.center_crop,
+        kwargs=wanted.kwargs,
+        source=source,
+    )
+
+
+def _build(card: ModelCard, config: TrainConfig, tag: str | None = None) -> nn.Module:
+    return build_model(
+        card.name,
+        stem=card.stem,
+        num_classes=card.num_classes,
+        resolution=card.resolution,
+        normalize=card.normalize,
+        pretrained=tag,
+        drop_path=config.drop_path,
+        **card.kwargs,
+    )
+
+
+def _from_source(
+    source: nn.Module, parent: ModelCard, wanted: ModelConfig, config: TrainConfig, data: DataManifest
+) -> Initial:
+    if parent.resolution != config.resolution:
+        set_resolution(source, config.resolution)
+    card = _card(wanted, config, data, None, source=parent.source)
+    model = _build(card, config)
+    fresh = tuple(transplant(source.state_dict(), model))
+    return Initial(model, replace(card, details={"fresh": list(fresh)}), fresh)

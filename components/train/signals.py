@@ -1,0 +1,47 @@
+"""Requests to end (SIGTERM, Ctrl-C), held back until the weights are consistent and a checkpoint is taken."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from components.store.job import Terminated
+
+
+class StopRequests:
+    """While entered, the first SIGTERM or SIGINT is only noted; a second one acts as it did before.
+
+    Outside the main thread, where Python runs no handlers, nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._put_back()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._put_back()
+
+    def _put_back(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def obey(self) -> None:
+        """Raises what the signal would have raised: KeyboardInterrupt for Ctrl-C, `Terminated` otherwise."""
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received is not None:
+            raise Terminated

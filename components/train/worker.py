@@ -1,0 +1,221 @@
+"""Ray Train around the training: in this process, or on workers. The only module here that imports ray.
+
+Ray starts and watches the workers and sets up their exchange (gloo on CPUs, NCCL on GPUs). Checkpoints are ours in
+either mode: Ray's local mode keeps none, and a cluster can lose the last two seconds of its reports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from components.errors import UserError
+from components.store.places import Places
+from components.train.world import World
+
+if TYPE_CHECKING:
+    from components.store.job import StageJob
+
+Work = Callable[..., dict[str, Any]]
+
+_RESTARTS = 3
+"""How often a lost worker is replaced; each time training goes on from the last checkpoint."""
+_STOP_KEY, _STOP_POLL_SECONDS, _GRACE_SECONDS = b"robustrain/stop", 1.0, 20.0
+_ASKED, _STOPPED = b"asked", b"stopped"
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
+
+
+def fit(work: Work, job: StageJob, *, workers: int, device: Literal["auto", "cpu", "cuda"] = "auto") -> dict[str, Any]:
+    """Runs `work(job, world, outside)` under Ray Train and returns its result.
+
+    Args:
+        work: a function of a module, so that workers can import it.
+        workers: 0 runs it in this process; 1 and more start or join a Ray cluster.
+
+    Raises:
+        UserError: as `work` raises it, or the cluster cannot hold so many workers.
+    """
+    os.environ.update(_QUIET)
+    if workers == 0:
+        return _fit_here(work, job, device)
+    with _cluster(workers):
+        return _fit_on_workers(work, job, workers, device)
+
+
+def _fit_here(work: Work, job: StageJob, device: str) -> dict[str, Any]:
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    world = World(device=_device(device, local_rank=0))
+    box: dict[str, Any] = {}
+
+    def loop() -> None:
+        box.update(work(job, world))
+
+    TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0)).fit()
+    return box
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here", where="device", value=wanted, remedy="use auto or cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+@contextlib.contextmanager
+def _cluster(workers: int) -> Iterator[None]:
+    """A Ray to run on: the one this job was submitted to, or one of our own that ends with the block."""
+    import ray
+
+    os.environ.update(Places.from_environment().environment())
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address="auto", log_to_driver=True, runtime_env={"env_vars": _environment()})
+        yield
+        return
+    # Ray turns token authentication on for clusters that it starts. Without a token in the environment it would leave a
+    # readable one in the home folder; with RAY_AUTH_MODE set it would not notice where ray was imported before.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    # Ray puts sockets below its folder, whose names the kernel limits to 107 bytes.
+    folder = tempfile.mkdtemp(prefix="rt", dir="/tmp" if os.path.isdir("/tmp") else None)
+    try:
+        ray.init(
+            num_cpus=max(workers, os.cpu_count() or 1),
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            _temp_dir=folder,
+            logging_level=logging.WARNING,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environment() -> dict[str, str]:
+    return {**_QUIET, **Places.from_environment().environment()}
+
+
+def _fit_on_workers(work: Work, job: StageJob, workers: int, device: str) -> dict[str, Any]:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpus = device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    available = ray.cluster_resources().get("GPU" if gpus else "CPU", 0)
+    if available < workers:
+        raise UserError(
+            f"the cluster has {available:g} {'GPUs' if gpus else 'cores'} for the training workers",
+            where="workers",
+            value=workers,
+            remedy="ask for fewer workers or a larger cluster",
+        )
+    with tempfile.TemporaryDirectory(prefix="rt") as storage:
+        trainer = TorchTrainer(
+            _on_worker,
+            train_loop_config={"work": work, "spec": job.spec.model_dump_json(), "device": device, "workers": workers},
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+            run_config=RunConfig(
+                name=job.spec.fingerprint[:16] or "training",
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=_RESTARTS),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except BaseException as error:
+            _tell_workers_to_stop(error)
+            raise _own_error(error) from error
+    return result.return_value or {}
+
+
+def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Runs in every Ray worker."""
+    import ray.train
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    from components.store.job import StageSpec, Terminated
+
+    context = ray.train.get_context()
+    if config["device"] == "cpu" or not torch.cuda.is_available():
+        # Workers of one machine share its cores.
+        torch.set_num_threads(max((os.cpu_count() or 1) // context.get_local_world_size(), 1))
+    world = World(
+        context.get_world_rank(), context.get_world_size(), _device(config["device"], context.get_local_rank())
+    )
+    job = reopen(StageSpec.model_validate_json(config["spec"]))
+    try:
+        return config["work"](job, world, _stop_asked() if world.leads else lambda: False)
+    except Terminated:
+        # Its checkpoint is on disk: the driver, which asked for the end, need not wait longer.
+        _internal_kv_put(_STOP_KEY, _STOPPED, overwrite=True)
+        raise
+
+
+def reopen(spec: Any) -> StageJob:
+    """A stage's job in another process: the same run, inputs and objects, found through the environment."""
+    from components.store.job import StageJob
+    from components.store.objects import ObjectStore
+    from components.store.tracking import Tracking
+
+    places = Places.from_environment()
+    tracking = Tracking(places)
+    inputs = {role: tracking.finished(parent, role) for role, parent in spec.parents.items()}
+    return StageJob(spec, inputs, tracking.attach(spec), ObjectStore(places.objects_uri, places.cache))
+
+
+def _stop_asked() -> Callable[[], bool]:
+    """Asks the cluster's key-value store, at most once a second, whether the driver wants an end."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    last = 0.0
+
+    def asked() -> bool:
+        nonlocal last
+        if time.monotonic() - last < _STOP_POLL_SECONDS:
+            return False
+        last = time.monotonic()
+        return _internal_kv_get(_STOP_KEY) == _ASKED
+
+    return asked
+
+
+def _tell_workers_to_stop(error: BaseException) -> None:
+    """After a request to end: lets the leading worker take a checkpoint before the cluster goes."""
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+    if isinstance(error, Exception):
+        return
+    with contextlib.suppress(Exception):
+        _internal_kv_put(_STOP_KEY, _ASKED, overwrite=True)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while time.monotonic() < deadline and _internal_kv_get(_STOP_KEY) != _STOPPED:
+            time.sleep(0.1)
+
+
+def _own_error(error: BaseException) -> BaseException:
+    """The person's error that a worker raised, out of Ray's wrapping."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for cause in failures.values():
+        inner = getattr(cause, "cause", cause)
+        if isinstance(inner, UserError):
+            return inner
+    return error

@@ -1,0 +1,269 @@
+"""The `robustrain` command. Heavy modules are imported inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from components.errors import EXIT_STATUS, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.local import Outcome
+    from pipeline.recipe import Recipe
+
+app = typer.Typer(
+    name="robustrain",
+    help="Train image classifiers that stay right under attack, and say how right. "
+    "The same pipeline runs here and on a Kubeflow cluster.",
+    epilog="Begin with: robustrain run quickstart",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="a recipe's name (`robustrain recipes`) or a YAML file")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override one value, e.g. --set adversarial.epochs=50; repeatable"),
+]
+Again = Annotated[
+    list[str] | None,
+    typer.Option("--again", metavar="STAGE", help="run this stage even if a finished run could be reused; repeatable"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
+WhichRun = Annotated[
+    str, typer.Option("--run", metavar="ID", help="a pipeline run's id or its beginning; default: the newest")
+]
+
+
+@app.command(epilog="Example: robustrain run quickstart --set adversarial.epochs=5")
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    again: Again = None,
+    on: Annotated[str, typer.Option("--on", help="where: `here`, or `kubeflow`")] = "here",
+    wait: Annotated[bool, typer.Option(help="on kubeflow: stay until the run has ended")] = True,
+) -> None:
+    """Run a recipe: finished stages are reused, interrupted ones continued, the rest is done."""
+    chosen = _load(recipe, overrides, again)
+    if on == "kubeflow":
+        _run_on_kubeflow(chosen, wait)
+    elif on == "here":
+        _run_here(chosen, tuple(again or ()))
+    else:
+        raise UserError("unknown place", where="--on", value=on, remedy="use `here` or `kubeflow`")
+
+
+@app.command(epilog="Example: robustrain plan quickstart --set adversarial.epochs=5")
+def plan(recipe: RecipeName, overrides: Overrides = None, again: Again = None, as_json: AsJson = False) -> None:
+    """Show what `run` would do with each stage, and why. Nothing is changed."""
+    from components.store.places import Places
+    from pipeline.plan import plan as planned
+
+    stages = planned(_load(recipe, overrides, again), Places.from_environment(), tuple(again or ()))
+    if as_json:
+        _print_json([stage.as_dict() for stage in stages])
+        return
+    from rich.table import Table
+
+    table = Table("stage", "kind", "would", "fingerprint", "last took", "why", box=None, pad_edge=False)
+    for stage in stages:
+        took = f"{stage.seconds:.0f} s" if stage.seconds is not None else "unknown"
+        table.add_row(stage.name, stage.kind, stage.action, stage.fingerprint[:10], took, stage.why)
+    _console().print(table)
+
+
+@app.command(name="compile", epilog="Example: robustrain compile quickstart -o pipeline.yaml")
+def compile_(
+    recipe: RecipeName,
+    output: Annotated[Path, typer.Option("-o", "--output", help="file to write")] = Path("pipeline.yaml"),
+    overrides: Overrides = None,
+    image: Annotated[str, typer.Option(help="container image of the steps")] = "",
+) -> None:
+    """Write the Kubeflow pipeline of a recipe; equal recipes give equal bytes."""
+    chosen = _load(recipe, overrides)
+    from pipeline import graph
+
+    print(graph.compile_to(chosen, output, image or graph.IMAGE))
+
+
+@app.command(epilog="Example: robustrain results --json")
+def results(run_id: WhichRun = "", as_json: AsJson = False) -> None:
+    """Show every robust accuracy of a run with its conditions."""
+    from components.store.places import Places
+    from pipeline.results import read
+
+    found = read(Places.from_environment(), run_id)
+    if as_json:
+        _print_json(found.plain())
+        return
+    _show_table(found.rows, _console())
+    if found.report:
+        print(f"report: {found.report}")
+
+
+@app.command(epilog="Example: robustrain report -o report.html")
+def report(
+    run_id: WhichRun = "",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="copy the page to this file")] = None,
+) -> None:
+    """Say where the HTML report of a run lies, or copy it."""
+    from components.store.places import Places
+    from pipeline.results import read
+
+    found = read(Places.from_environment(), run_id)
+    if not found.report:
+        raise UserError("this run has no report", where=found.run_id, remedy="add a `report` stage to its recipe")
+    if output is None:
+        print(found.report)
+        return
+    from components.store.digests import write_atomically
+
+    print(write_atomically(output, Path(found.report).read_text(encoding="utf-8")))
+
+
+@app.command(epilog="Example: robustrain recipes --show quickstart")
+def recipes(
+    show: Annotated[
+        str, typer.Option("--show", metavar="NAME", help="print this recipe with everything resolved")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List the recipes, or print one with all its values."""
+    from pipeline import recipe as rooms
+
+    if show:
+        from pipeline.showing import annotated
+
+        chosen = rooms.load(show)
+        print(json.dumps(chosen.resolved(), indent=1) if as_json else annotated(chosen), end="\n" if as_json else "")
+        return
+    known = {name: rooms.load(name).head.summary for name in rooms.names()}
+    if as_json:
+        _print_json(known)
+        return
+    width = max(len(name) for name in known)
+    for name, summary in known.items():
+        print(f"{name:<{width}}  {summary}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has, what it lacks, and what to type."""
+    from components.store.places import Places
+    from pipeline.preflight import examine
+
+    findings = examine(Places.from_environment())
+    if as_json:
+        _print_json([finding.as_dict() for finding in findings])
+    else:
+        for f in findings:
+            print(f"{f.state:<8} {f.what:<14} {f.fact}" + (f". To mend: {f.remedy}" if f.remedy else ""))
+    if any(f.state == "error" for f in findings):
+        raise typer.Exit(EXIT_STATUS)
+
+
+def _load(recipe: str, overrides: list[str] | None, again: list[str] | None = None) -> Recipe:
+    from components.errors import nearest
+    from pipeline.recipe import load
+
+    chosen = load(recipe, overrides or ())
+    for name in again or ():
+        if name not in chosen.stages:
+            hint = nearest(name, chosen.stages)
+            raise UserError(f"no stage of that name{hint}", where="--again", value=name, remedy="see `robustrain plan`")
+    return chosen
+
+
+def _run_here(recipe: Recipe, again: tuple[str, ...]) -> None:
+    from components.store.places import Places
+    from pipeline.display import Display
+    from pipeline.local import run_here
+    from pipeline.preflight import examine
+
+    places, console = Places.from_environment(), _console()
+    for finding in examine(places):
+        if finding.state == "error":
+            raise UserError(finding.fact, where=finding.what, remedy=finding.remedy)
+    display = Display(recipe, console)
+    try:
+        with display.shown():
+            outcome = run_here(recipe, places, again=again, watch=display.update)
+    except KeyboardInterrupt:
+        console.print("stopped. Start again to go on: complete stages are reused, the interrupted one continues.")
+        raise typer.Exit(130) from None
+    _conclude(outcome, console)
+
+
+def _conclude(outcome: Outcome, console: Console) -> None:
+    """The table, the report's path and the MLflow command; or the cause and the log."""
+    from components.store.places import Places
+    from pipeline.results import read
+
+    if not outcome.ok:
+        failed = outcome.failed()
+        cause = failed["error"] if failed else "the pipeline stopped before any stage failed"
+        log = failed["log"] if failed else outcome.log
+        print(f"error: stage {failed['stage'] if failed else '(none)'} failed: {cause}\nlog: {log}", file=sys.stderr)
+        raise typer.Exit(EXIT_STATUS if failed and failed.get("user") else 1)
+    places = Places.from_environment()
+    found = read(places, outcome.run_id)
+    if found.rows:
+        console.print()
+        _show_table(found.rows, console)
+    if found.report:
+        print(f"\nreport:  {found.report}")
+    print(f"MLflow:  mlflow ui --backend-store-uri {places.tracking_uri}")
+
+
+def _show_table(rows: list[dict[str, Any]], console: Console) -> None:
+    from pipeline.report.tables import terminal_table
+
+    console.print(terminal_table(rows))
+
+
+def _run_on_kubeflow(recipe: Recipe, wait: bool) -> None:
+    import tempfile
+
+    from pipeline import cluster, graph
+
+    settings = cluster.ClusterSettings.from_environment()
+    with tempfile.TemporaryDirectory() as folder:
+        package = graph.compile_to(recipe, Path(folder) / "pipeline.yaml", settings.image or graph.IMAGE)
+        run_id = cluster.submit(
+            package, pipeline_name=f"robustrain-{recipe.name}", run_name=recipe.name, parameters={}, settings=settings
+        )
+    print(f"submitted: run {run_id}")
+    if wait:
+        cluster.wait(run_id, settings=settings)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def main() -> None:
+    """Entry point: a `UserError` is one line on standard error and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_STATUS)
+
+
+if __name__ == "__main__":
+    main()

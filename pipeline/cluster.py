@@ -1,0 +1,235 @@
+"""The Kubeflow end: upload a compiled pipeline, start it, follow it, cancel it, schedule it.
+
+Through `kfp.Client`, with what it leaves out: waiting ends when a run is cancelled (the client's never does,
+kubeflow/pipelines #14473), and a pipeline of the same name gets a new version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.errors import UserError
+from pipeline.cluster_client import connect, refused, said, told, unreachable
+from pipeline.cluster_settings import ClusterSettings
+
+__all__ = ["ClusterSettings", "RunOutcome", "cancel", "schedule", "submit", "wait"]
+
+CALL_SECONDS = (5, 30)
+ENDS = frozenset({"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"})
+"""States after which a run does not change."""
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """A run that has ended well. `tasks`: state by task name."""
+
+    run_id: str
+    state: str
+    tasks: dict[str, str]
+
+
+def submit(
+    package: Path, *, pipeline_name: str, run_name: str, parameters: Mapping[str, Any], settings: ClusterSettings
+) -> str:
+    """Uploads the package as the pipeline of that name, or as a new version of it, starts a run, returns the run's id.
+
+    Raises:
+        UserError: the API is out of reach or refuses.
+    """
+    client = connect(settings)
+    with told(settings, "start the run"):
+        pipeline, version = _upload(client, package, pipeline_name, settings)
+        run = client.run_pipeline(
+            experiment_id=_experiment(client, settings),
+            job_name=run_name,
+            params=dict(parameters),
+            pipeline_id=pipeline,
+            version_id=version,
+            enable_caching=False,
+            service_account=settings.service_account or None,
+        )
+    return run.run_id
+
+
+def schedule(
+    package: Path,
+    *,
+    pipeline_name: str,
+    run_name: str,
+    cron: str,
+    parameters: Mapping[str, Any],
+    settings: ClusterSettings,
+) -> str:
+    """Uploads the package and starts it by the clock: one run at a time, no missed run made up.
+
+    Returns the schedule's id.
+
+    Args:
+        cron: six fields, seconds first: `0 0 2 * * 1` is Mondays at 02:00.
+
+    Raises:
+        UserError: the expression has not six fields; the API is out of reach or refuses.
+    """
+    if len(cron.split()) != 6:
+        fields = "write six: second minute hour day month weekday"
+        hint = f"write '0 {cron}'" if len(cron.split()) == 5 else fields
+        raise UserError("Kubeflow's cron expressions have six fields", where="schedule", value=cron, remedy=hint)
+    client = connect(settings)
+    with told(settings, "create the schedule"):
+        pipeline, version = _upload(client, package, pipeline_name, settings)
+        made = client.create_recurring_run(
+            experiment_id=_experiment(client, settings),
+            job_name=run_name,
+            cron_expression=cron,
+            max_concurrency=1,
+            no_catchup=True,
+            params=dict(parameters),
+            pipeline_id=pipeline,
+            version_id=version,
+            enable_caching=False,
+            service_account=settings.service_account or None,
+        )
+    return made.recurring_run_id
+
+
+def wait(run_id: str, *, settings: ClusterSettings, show: Callable[[str], None] = print) -> RunOutcome:
+    """Follows a run to its end and tells every change of a task's state.
+
+    Raises:
+        UserError: the run failed or was cancelled, is not known, or the API stayed out of reach. The run itself goes on
+            when only the waiting ends.
+    """
+    client = connect(settings)
+    shown: dict[str, str] = {}
+    lost_since: float | None = None
+    while True:
+        try:
+            run = _read(client, run_id, settings)
+            lost_since = None
+        except _PassingError as error:
+            lost_since = lost_since or time.monotonic()
+            if time.monotonic() - lost_since > settings.outage_s:
+                raise error.told from error
+        else:
+            tasks = _tasks(run)
+            for identity, (name, state, _) in tasks.items():
+                if shown.get(identity) != state:
+                    shown[identity] = state
+                    show(f"{name}: {state.lower()}")
+            if run.state in ENDS:
+                return _ended(run, tasks, settings)
+        time.sleep(settings.poll_s)
+
+
+def cancel(run_id: str, *, settings: ClusterSettings) -> list[str]:
+    """Ends a run, deletes its RayJobs and returns their names: Kubeflow's own way may leave jobs behind.
+
+    Raises:
+        UserError: an API is out of reach or refuses; the message says which.
+    """
+    from components.launch import rayjob
+
+    client = connect(settings)
+    with told(settings, "cancel the run"):
+        client.terminate_run(run_id)
+    # A label selects the jobs; no image is needed for that.
+    return rayjob.cancel(run_id, settings=rayjob.RayJobSettings(image="", namespace=settings.job_namespace))
+
+
+def _upload(client: Any, package: Path, name: str, settings: ClusterSettings) -> tuple[str, str]:
+    """(pipeline id, version id) of the package; equal packages give one version."""
+    from kfp_server_api import ApiException
+
+    namespace = settings.namespace or None
+    try:
+        made = client.upload_pipeline(str(package), pipeline_name=name, namespace=namespace)
+        versions = client.list_pipeline_versions(made.pipeline_id, page_size=1, sort_by="created_at desc")
+        return made.pipeline_id, versions.pipeline_versions[0].pipeline_version_id
+    except ApiException as error:
+        if error.status != 409:
+            raise
+    pipeline = _only(client.list_pipelines(filter=_named(name), namespace=namespace).pipelines, name).pipeline_id
+    version = f"{name}-{hashlib.sha256(package.read_bytes()).hexdigest()[:12]}"
+    try:
+        added = client.upload_pipeline_version(str(package), version, pipeline_id=pipeline)
+        return pipeline, added.pipeline_version_id
+    except ApiException as error:
+        if error.status != 409:
+            raise
+    there = client.list_pipeline_versions(pipeline, filter=_named(version)).pipeline_versions
+    return pipeline, _only(there, version).pipeline_version_id
+
+
+def _named(name: str) -> str:
+    """A filter for one display name; 1 is EQUALS."""
+    return json.dumps({"predicates": [{"operation": 1, "key": "display_name", "stringValue": name}]})
+
+
+def _only(found: list[Any] | None, name: str) -> Any:
+    if not found:
+        raise UserError(
+            "the name is taken by something that this account may not see",
+            where="pipeline",
+            value=name,
+            remedy="give the recipe another name",
+        )
+    return found[0]
+
+
+def _experiment(client: Any, settings: ClusterSettings) -> str:
+    return client.create_experiment(settings.experiment, namespace=settings.namespace or None).experiment_id
+
+
+class _PassingError(Exception):
+    """The API did not answer this time; `told` is what to say if it stays so."""
+
+    def __init__(self, told: UserError) -> None:
+        super().__init__(str(told))
+        self.told = told
+
+
+def _read(client: Any, run_id: str, settings: ClusterSettings) -> Any:
+    from kfp_server_api import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        return client.runs.run_service_get_run(run_id=run_id, _request_timeout=CALL_SECONDS)
+    except ApiException as error:
+        if error.status and error.status < 500 and error.status != 429:
+            refused(error.status, said(error), settings, f"read run {run_id}")
+        raise _PassingError(unreachable(settings, error)) from error
+    except (HTTPError, OSError) as error:
+        raise _PassingError(unreachable(settings, error)) from error
+
+
+def _tasks(run: Any) -> dict[str, tuple[str, str, str]]:
+    """Task id -> (name, state, error). Kubeflow's own helpers (drivers, the root) are left out."""
+    details = (run.run_details.task_details if run.run_details else None) or []
+    found: dict[str, tuple[str, str, str]] = {}
+    for task in details:
+        name = task.display_name or ""
+        if name and name not in {"root", "executor"} and not name.endswith("-driver"):
+            found[task.task_id] = (name, task.state or "PENDING", task.error.message if task.error else "")
+    return found
+
+
+def _ended(run: Any, tasks: dict[str, tuple[str, str, str]], settings: ClusterSettings) -> RunOutcome:
+    where = f"run {run.run_id}"
+    if run.state == "CANCELED":
+        raise UserError("was cancelled", where=where, remedy="start it again: finished stages are reused")
+    if run.state == "FAILED":
+        failed = [(name, error) for name, state, error in tasks.values() if state == "FAILED"]
+        name, error = failed[0] if failed else ("", run.error.message if run.error else "")
+        what = f"stage {name} failed" if name else "failed"
+        raise UserError(
+            f"{what}: {error.strip() or 'no cause was given'}".rstrip("."),
+            where=where,
+            remedy=f"read the step's log at {settings.run_url(run.run_id)}",
+        )
+    return RunOutcome(run.run_id, run.state, {name: state for name, state, _ in tasks.values()})

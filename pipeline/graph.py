@@ -1,0 +1,75 @@
+"""The KFP pipeline, built from a recipe and the stage table: one task a stage, static, the same here and on a cluster.
+
+No `from __future__ import annotations` in this module: KFP 2.17 reads the annotations as objects.
+Configuration travels as one JSON string a task; what a task hands on is one short token, `<run id>/<fingerprint>`.
+KFP's own cache stays off: it does not see the code of the installed package, and reuse is looked up in MLflow.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, List  # noqa: UP035 - KFP wants typing.List
+
+from kfp import compiler, dsl
+
+from components.fingerprint import canonical_json
+from pipeline import cluster_step
+from pipeline.recipe import Recipe, Stage
+
+IMAGE = "robustrain/pipeline:0.1.0"
+STEP_CPU, STEP_MEMORY = "1", "4Gi"
+"""The step's pod only decides, launches and waits; the work is done by the job it launches."""
+
+_component = functools.partial(dsl.component, packages_to_install=[], install_kfp_package=False)
+
+
+@_component(base_image=IMAGE)
+def stage(order: str, parents: List[str], pipeline_run: str) -> str:  # noqa: UP006 - KFP wants typing.List
+    """One stage of the recipe: reused, continued, or launched."""
+    from pipeline.step import run_step
+
+    return run_step(order, parents, pipeline_run)
+
+
+def order_of(node: Stage, recipe: Recipe) -> str:
+    """What a step is told about its stage, as canonical JSON; `parents` lists (role, name, kind) in task order."""
+    parents = [[role, name, recipe.stages[name].kind.name] for role, name in node.parents.items()]
+    config = json.loads(node.config.model_dump_json())
+    return canonical_json(
+        {"name": node.name, "kind": node.kind.name, "config": config, "seed": recipe.head.seed, "parents": parents}
+    )
+
+
+def build(recipe: Recipe, image: str = IMAGE, *, retry: bool = True) -> Callable[..., Any]:
+    """The pipeline function of a recipe.
+
+    Args:
+        image: container image of the steps; on this machine it is not used.
+        retry: let KFP try a failed step again. Off on this machine, where somebody reads the message at once.
+    """
+
+    @dsl.pipeline(name=f"robustrain-{recipe.name}", description=recipe.head.summary or recipe.name)
+    def pipeline(pipeline_run: str = "") -> None:
+        tasks: dict[str, Any] = {}
+        for node in recipe.stages.values():
+            outputs = [tasks[name].output for name in node.parents.values()]
+            task: Any = stage(order=order_of(node, recipe), parents=outputs, pipeline_run=pipeline_run)
+            task.set_display_name(node.name)
+            task.set_caching_options(False)
+            if retry:
+                task.set_retry(node.kind.retries, backoff_duration="30s", backoff_factor=2.0)
+            task.set_cpu_limit(STEP_CPU).set_memory_limit(STEP_MEMORY)
+            task.set_container_image(image)
+            cluster_step.tell(task)
+            tasks[node.name] = task
+
+    return pipeline
+
+
+def compile_to(recipe: Recipe, path: Path, image: str = IMAGE) -> Path:
+    """Writes the pipeline as KFP YAML; equal recipes give equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pipeline: Any = build(recipe, image)
+    compiler.Compiler().compile(pipeline, str(path))
+    return path

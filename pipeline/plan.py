@@ -1,0 +1,74 @@
+"""The decision of every step, without side effects: what would be reused, continued or run, and how long it took last.
+
+The same fingerprints as `pipeline.step` computes, because they follow from the recipe and the data alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from components.store.places import Places
+from pipeline.recipe import Recipe, Stage
+from pipeline.step import fingerprint_of
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a plan.
+
+    Attributes:
+        action: `reuse`, `continue` or `run`.
+        run_id: the run that would be reused or continued.
+        seconds: how long a stage of that name last took here; None where it never ran.
+    """
+
+    name: str
+    kind: str
+    action: str
+    fingerprint: str
+    run_id: str
+    why: str
+    seconds: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def fingerprints(recipe: Recipe, cache: Path) -> dict[str, str]:
+    """Stage name -> fingerprint, for the whole recipe."""
+    known: dict[str, str] = {}
+    for stage in recipe.stages.values():
+        parents = {role: known[name] for role, name in stage.parents.items()}
+        known[stage.name] = fingerprint_of(stage.kind.name, stage.config, parents, recipe.head.seed, cache)
+    return known
+
+
+def plan(recipe: Recipe, places: Places, again: tuple[str, ...] = ()) -> list[Planned]:
+    """What `robustrain run` would do now, stage by stage. Reads MLflow where there is one; writes nothing."""
+    prints = fingerprints(recipe, places.cache)
+    fresh = places.tracking_uri.startswith("sqlite:///") and not (places.home / "mlflow.db").exists()
+    if fresh:
+        return [_first_time(stage, prints[stage.name]) for stage in recipe.stages.values()]
+    from components.store.tracking import Tracking
+
+    tracking = Tracking(places)
+    return [_decided(stage, prints[stage.name], tracking, again) for stage in recipe.stages.values()]
+
+
+def _first_time(stage: Stage, fingerprint: str) -> Planned:
+    return Planned(stage.name, stage.kind.name, "run", fingerprint, "", "no run of it is known here", None)
+
+
+def _decided(stage: Stage, fingerprint: str, tracking: Any, again: tuple[str, ...]) -> Planned:
+    found = tracking.find(fingerprint, deep=False)
+    action = {"complete": "reuse", "interrupted": "continue", "absent": "run"}[found.state]
+    why = {"reuse": f"complete in run {found.run_id[:8]}", "continue": found.reason}.get(action, "")
+    if action == "reuse" and stage.name in again:
+        action, why = "run", "asked for again"
+    if not why:
+        why = found.reason or "no finished run has this fingerprint"
+    seconds = tracking.last_duration(stage.name)
+    return Planned(stage.name, stage.kind.name, action, fingerprint, found.run_id, why, seconds)

@@ -1,0 +1,229 @@
+"""The recipe: YAML to validated stages in an order that can be run.
+
+A recipe names its stages; each has a kind from the stage table (the first word of its name, unless `kind` says so) and
+that kind's configuration. `extends` takes another
+recipe as the base, later values win, and a stage set to null is left out. `--set a.b=value` overrides single values.
+Every mistake is one `UserError` that names the field.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from components.errors import UserError, nearest
+from pipeline.stages import STAGES, StageKind
+from pipeline.validation import explain
+
+FOLDER = Path(__file__).parent / "recipes"
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,35}")
+"""A stage's name becomes part of a Kubernetes object's name (47 characters with the fingerprint's first ten)."""
+
+
+class RecipeHead(BaseModel):
+    """The fields of a recipe beside its stages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="short name, as in `robustrain run NAME`")
+    summary: str = Field("", description="one line for `robustrain recipes`")
+    seed: int = Field(0, ge=0, lt=2**31, description="all randomness of the run follows from it")
+    sources: dict[str, str] = Field({}, description="field -> where its number comes from, for `recipes --show`")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe: `parents` maps a role to the name of the stage that fills it."""
+
+    name: str
+    kind: StageKind
+    config: BaseModel
+    parents: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A validated recipe; `stages` is in an order in which every stage comes after its parents."""
+
+    head: RecipeHead
+    stages: dict[str, Stage]
+
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
+        return self.head.name
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything written out, for showing and for the record."""
+        stages = {s.name: {"kind": s.kind.name, **s.config.model_dump(mode="json")} for s in self.stages.values()}
+        return {**self.head.model_dump(), "stages": stages}
+
+
+def names() -> dict[str, Path]:
+    """The recipes that come with the project: name -> file."""
+    return {path.stem: path for path in sorted(FOLDER.rglob("*.yaml")) if not path.stem.startswith("_")}
+
+
+def load(recipe: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of that name or path with `--set` overrides applied.
+
+    Raises:
+        UserError: unknown recipe, key, stage or value; a stage that needs one that is missing; a circle.
+    """
+    document = _read(_find(recipe))
+    for override in overrides:
+        _override(document, override)
+    return build(document)
+
+
+def build(document: Mapping[str, Any]) -> Recipe:
+    """Validates a whole document (no `extends` left in it)."""
+    document = dict(document)
+    stages = document.pop("stages", None) or {}
+    if not isinstance(stages, Mapping) or not stages:
+        raise UserError("a recipe needs stages", where="stages", value=stages, remedy="list at least one stage")
+    head = _validated(RecipeHead, document, "")
+    entries = {name: _stage(name, entry) for name, entry in stages.items() if entry is not None}
+    linked = {name: _linked(stage, entries) for name, stage in entries.items()}
+    return Recipe(head, _ordered(linked))
+
+
+def _find(recipe: str) -> Path:
+    known = names()
+    if recipe in known:
+        return known[recipe]
+    path = Path(recipe)
+    if path.suffix in {".yaml", ".yml"} or "/" in recipe:
+        if path.is_file():
+            return path
+        raise UserError("there is no such recipe file", where=recipe, remedy="check the path")
+    hint = nearest(recipe, known)
+    raise UserError(f"unknown recipe{hint}", value=recipe, remedy="`robustrain recipes` lists them; a path works too")
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UserError("recipes extend each other in a circle", where=str(path), remedy="remove one `extends`")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f":{place.line + 1}" if place else ""
+        raise UserError("this is not YAML", where=f"{path}{line}", remedy="mend the syntax") from None
+    if not isinstance(document, dict):
+        raise UserError("a recipe is a mapping", where=str(path), value=document, remedy="write `name:` and `stages:`")
+    base = document.pop("extends", None)
+    if base is None:
+        return document
+    beside = path.parent / str(base)
+    return _merged(_read(beside if beside.is_file() else _find(str(base)), (*seen, path.resolve())), document)
+
+
+def _merged(base: Any, over: Any) -> Any:
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {key: _merged(base.get(key), over[key]) if key in over else base[key] for key in {**base, **over}}
+    return over
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(
+            "an override is KEY=VALUE", where="--set", value=override, remedy="for example adversarial.lr=1e-3"
+        )
+    parts = key.split(".")
+    if parts[0] not in RecipeHead.model_fields and parts[0] != "stages":
+        stages = document.get("stages") or {}
+        if parts[0] not in stages:
+            known = [*stages, *RecipeHead.model_fields]
+            raise UserError(
+                f"no stage or field of that name{nearest(parts[0], known)}",
+                where="--set",
+                value=key,
+                remedy=f"the stages are: {', '.join(stages)}",
+            )
+        parts = ["stages", *parts]
+    place = document
+    for part in parts[:-1]:
+        if not isinstance(place.get(part), dict):
+            place[part] = {}
+        place = place[part]
+    place[parts[-1]] = yaml.safe_load(text)
+
+
+def _stage(name: str, entry: Any) -> Stage:
+    where = f"stages.{name}"
+    if not _NAME.fullmatch(name):
+        what = "a stage's name has at most 36 lower-case letters, digits and hyphens and begins with a letter"
+        raise UserError(what, where=where, value=name, remedy="rename the stage")
+    if not isinstance(entry, Mapping):
+        raise UserError(
+            "a stage is a mapping of its fields", where=where, value=entry, remedy="write `kind: ...` below it"
+        )
+    fields = dict(entry)
+    kind = fields.pop("kind", name.split("-")[0])
+    if kind not in STAGES:
+        hint = nearest(str(kind), STAGES)
+        raise UserError(
+            f"unknown kind of stage{hint}", where=f"{where}.kind", value=kind, remedy=f"one of {', '.join(STAGES)}"
+        )
+    row = STAGES[kind]
+    return Stage(name, row, _validated(row.config, fields, where), {})
+
+
+def _validated(model: type[BaseModel], fields: Mapping[str, Any], where: str) -> Any:
+    try:
+        return model.model_validate(dict(fields))
+    except ValidationError as error:
+        raise explain(error, model, where) from None
+
+
+def _linked(stage: Stage, entries: Mapping[str, Stage]) -> Stage:
+    """The stage with its parents: the roles of its kind, the data a model was trained on, everything for a report."""
+    if stage.kind.name == "report":
+        before = [other for other in entries.values() if other.kind.name not in {"report", "promote"}]
+        return Stage(stage.name, stage.kind, stage.config, {other.name: other.name for other in before})
+    parents = {}
+    for role, rule in stage.kind.roles.items():
+        value = getattr(stage.config, role, None)
+        if value is None and role == "data" and "model" in parents:
+            value = getattr(entries[parents["model"]].config, "data", None)
+        if rule.names_stage(value):
+            parents[role] = _checked(stage, role, str(value), entries)
+    return Stage(stage.name, stage.kind, stage.config, parents)
+
+
+def _checked(stage: Stage, role: str, value: str, entries: Mapping[str, Stage]) -> str:
+    rule, where = stage.kind.roles[role], f"stages.{stage.name}.{role}"
+    fitting = [name for name, other in entries.items() if other.kind.name in rule.kinds and name != stage.name]
+    if value not in entries:
+        hint = nearest(value, fitting)
+        remedy = f"add that stage or name one of: {', '.join(fitting) or '(none of the right kind)'}"
+        raise UserError(f"this stage needs one that is missing{hint}", where=where, value=value, remedy=remedy)
+    if value not in fitting:
+        kinds = ", ".join(sorted(rule.kinds))
+        raise UserError(
+            f"a stage of kind {entries[value].kind.name} cannot stand here",
+            where=where,
+            value=value,
+            remedy=f"name a stage of kind {kinds}",
+        )
+    return value
+
+
+def _ordered(stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Parents first; among those that are ready, the order of the recipe."""
+    done: dict[str, Stage] = {}
+    left = dict(stages)
+    while left:
+        ready = next((s for s in left.values() if all(p in done for p in s.parents.values())), None)
+        if ready is None:
+            circle = ", ".join(left)
+            raise UserError("these stages need each other in a circle", where="stages", value=circle, remedy="break it")
+        done[ready.name] = left.pop(ready.name)
+    return done

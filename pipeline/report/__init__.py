@@ -1,0 +1,13 @@
+"""The report of a run: one self-contained HTML page, and the same figures as a table in the terminal.
+
+Everything is computed from plain dictionaries that the stages left behind; nothing here trains, attacks or opens a
+tracking server. Importing this package loads the standard library only.
+"""
+
+from __future__ import annotations
+
+from pipeline.report.page import build_report
+from pipeline.report.stage import ReportStage
+from pipeline.report.tables import terminal_table
+
+__all__ = ["ReportStage", "build_report", "terminal_table"]

@@ -1,0 +1,64 @@
+"""The report as a stage: reads what every stage before it left in MLflow, and leaves one HTML page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components.store.job import StageJob
+from components.store.run import StageInput
+from pipeline.report.page import build_report
+from pipeline.report.stage import ReportStage
+
+PAGE = "report.html"
+
+
+def run(job: StageJob) -> dict[str, Any]:
+    """Builds the page from the finished parents of this stage."""
+    stages = [gather(parent, job.spec.pipeline_run) for parent in job.inputs.values()]
+    recipe = _recipe(job)
+    page = build_report(recipe, stages, job.run.workdir / PAGE)
+    job.run.save(page, PAGE)
+    figures = sum(len(stage.rows) for stage in stages)
+    return {"stages": len(stages), "figures": figures, "bytes": page.stat().st_size}
+
+
+def gather(stage: StageInput, pipeline_run: str) -> ReportStage:
+    """One finished stage with its history, figures and gallery."""
+    read = stage.artifacts.read_json
+    results = read("results/results.json") or {}
+    return ReportStage(
+        name=stage.name,
+        kind=stage.kind,
+        run_id=stage.run_id,
+        fingerprint=stage.fingerprint,
+        state=_state(stage, pipeline_run),
+        config=stage.config,
+        result=stage.result,
+        history=read("history.json") or [],
+        rows=results.get("rows", []),
+        union=results.get("union", []),
+        conditions=results.get("conditions", {}),
+        gallery=_gallery(stage),
+    )
+
+
+def _state(stage: StageInput, pipeline_run: str) -> str:
+    spec = stage.artifacts.read_json("spec.json") or {}
+    return "ran" if spec.get("pipeline_run") == pipeline_run else "reused"
+
+
+def _gallery(stage: StageInput) -> list[dict[str, Any]]:
+    """Gallery entries with the paths of their pictures made absolute and verified."""
+    if not stage.has("gallery"):
+        return []
+    folder = stage.path("gallery")
+    entries = stage.artifacts.read_json("gallery/gallery.json") or []
+    pictures = ("clean", "adversarial", "difference")
+    return [{**entry, **{key: str(folder / entry[key]) for key in pictures if key in entry}} for entry in entries]
+
+
+def _recipe(job: StageJob) -> dict[str, Any]:
+    """The resolved recipe of the pipeline run, under the report's own title where it has one."""
+    recipe = job.run.pipeline_recipe() or {"name": "robustrain", "seed": job.spec.seed}
+    title = job.spec.config.get("title")
+    return {**recipe, "name": title} if title else recipe

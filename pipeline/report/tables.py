@@ -1,0 +1,208 @@
+"""The figures as tables: for the page, and compact for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.report.charts import Styles, interval_bar
+from pipeline.report.compare import Comparison
+from pipeline.report.figures import NBSP, count, interval, listed, percent
+from pipeline.report.markup import Content, Markup, element, join
+from pipeline.report.measurement import Measurement, grouped
+from pipeline.report.paper import PUBLISHED, AgainstPaper, Published
+from pipeline.report.plots import key_mark
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's heading and its class: "num" aligns figures to the right."""
+
+    title: str
+    class_: str | None = None
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[Content]], class_: str = "") -> Markup:
+    """A table in a container that scrolls by itself; narrow screens show each row as a card with the headings."""
+    return _framed(columns, element("tbody", [_row(columns, row) for row in rows]), class_)
+
+
+_MAIN = (
+    Column("threat", "lead"),
+    Column("robust accuracy", "num strong"),
+    Column("95 % interval", "range"),
+    Column("attack", "kept"),
+    Column("clean", "num"),
+    Column("n", "num"),
+    Column("px", "num"),
+    Column("precision"),
+)
+
+
+def main_table(rows: Sequence[Measurement], styles: Styles) -> Markup:
+    """Every robust accuracy with its conditions, the rows of one model on one data set under one heading."""
+    bodies = []
+    for (name, dataset), some in grouped(rows, lambda row: (row.name, row.dataset)).items():
+        style = styles.get(name, 0)
+        sources = listed(list(dict.fromkeys(row.source for row in some if row.source)))
+        where = f" · measured by {sources}" if sources else ""
+        heading = [key_mark(style, line=False), element("b", name), f" {some[0].model_title} · {dataset}{where}"]
+        group = element("tr", element("th", heading, colspan=len(_MAIN), scope="rowgroup"), class_="group")
+        bodies.append(element("tbody", group, [_row(_MAIN, _main_cells(row, style)) for row in some]))
+    return _framed(_MAIN, bodies, "cards")
+
+
+def _main_cells(row: Measurement, style: int) -> list[Content]:
+    version = element("small", row.version)
+    bounds = element("span", interval(row.low, row.high), class_="bounds")
+    return [
+        row.threat,
+        percent(row.robust),
+        [interval_bar(row, style), bounds],
+        [row.attack, " ", version],
+        percent(row.clean),
+        count(row.n),
+        count(row.resolution),
+        row.precision,
+    ]
+
+
+def union_table(rows: Sequence[tuple[Measurement, str]], styles: Styles) -> Markup:
+    """The worst case over the norms: an image counts as right only when it withstands every threat."""
+    columns = (
+        Column("model", "lead"),
+        Column("worst case", "num strong"),
+        Column("95 % interval", "range"),
+        Column("clean", "num"),
+        Column("over the threats", "wide"),
+        Column("attack", "wide"),
+        Column("n", "num"),
+    )
+    cells = []
+    for row, threats in rows:
+        style = styles.get(row.name, 0)
+        bounds = element("span", interval(row.low, row.high), class_="bounds")
+        model = [element("b", row.name), " ", _under(f"{row.model_title}, {row.dataset}")]
+        bar = [interval_bar(row, style), bounds]
+        cells.append([model, percent(row.robust), bar, percent(row.clean), threats, row.attack, count(row.n)])
+    return table(columns, cells, "cards")
+
+
+def comparison_table(comparisons: Sequence[Comparison], first: str, second: str) -> Markup:
+    """Pairs of figures under equal conditions and what they show; `first` and `second` head their columns."""
+    columns = (
+        Column("threat", "lead"),
+        Column(first, "num wide"),
+        Column(second, "num wide"),
+        Column("what it shows", "wide plain"),
+    )
+    return table(columns, [_comparison_cells(item) for item in comparisons], "cards")
+
+
+def _comparison_cells(item: Comparison) -> list[Content]:
+    clear = item.outcome in ("higher", "lower")
+    words = element("span", item.words, class_="clear" if clear else "apart")
+    threat = [item.first.threat, " ", _under(f"{item.first.attack}, n{NBSP}={NBSP}{_sizes(item)}")]
+    return [threat, _cell(item.first), _cell(item.second), words]
+
+
+def paper_table(found: Sequence[AgainstPaper]) -> Markup:
+    """Our figures beside the published ones of the same network."""
+    columns = (
+        Column("model", "lead"),
+        Column("threat"),
+        Column("here", "num"),
+        Column("published", "num"),
+        Column("what the difference is worth", "wide plain"),
+        Column("source"),
+    )
+    cells = [
+        [
+            [element("b", item.published.title), " ", _under(f"{item.ours.name}, {item.ours.dataset}")],
+            item.ours.threat,
+            _cell(item.ours),
+            percent(item.published.robust),
+            element("span", item.words, class_=None if item.comparable else "apart"),
+            item.published.source,
+        ]
+        for item in found
+    ]
+    return table(columns, cells, "cards")
+
+
+def published_table() -> Markup:
+    """All published figures, for orientation."""
+    columns = (
+        Column("model", "lead"),
+        Column("threat"),
+        Column("px", "num"),
+        Column("epochs", "num"),
+        Column("clean", "num"),
+        Column("robust", "num"),
+        Column("source"),
+    )
+    return table(columns, [_published_cells(one) for one in PUBLISHED])
+
+
+def _published_cells(one: Published) -> list[Content]:
+    threat = {4: "4/255", 8: "8/255"}.get(round(one.eps * 255), f"{one.eps:g}")
+    figures = [percent(one.clean), percent(one.robust)]
+    return [one.title, f"{one.norm} {threat}", count(one.resolution), one.epochs, *figures, one.source]
+
+
+def terminal_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of `results.json` as a table for the terminal, at most 100 columns wide."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
+    drawn.add_column("model", max_width=30)
+    for title in ("data", "threat", "attack"):
+        drawn.add_column(title, overflow="fold")
+    for title in ("n", "clean", "robust", "95 %"):
+        drawn.add_column(title, justify="right", no_wrap=True)
+    figures = [Measurement.from_row(row) for row in rows]
+    for name, some in grouped(figures, lambda row: row.name).items():
+        for i, row in enumerate(some):
+            head = Text(name, style="bold") if i == 0 else Text(row.model_title if i == 1 else "", style="dim")
+            if len(some) == 1:
+                head.append(f"\n{row.model_title}", style="dim not bold")
+            drawn.add_row(head, *(Text(cell) for cell in _terminal_cells(row)), end_section=i == len(some) - 1)
+    return drawn
+
+
+def _terminal_cells(row: Measurement) -> list[str]:
+    place = f"{row.dataset} {row.resolution}" if row.resolution else row.dataset
+    shares = [percent(value).removesuffix("%").rstrip() for value in (row.clean, row.robust)]
+    return [place, row.threat, row.attack, count(row.n), *shares, interval(row.low, row.high)]
+
+
+def _framed(columns: Sequence[Column], bodies: Content, class_: str) -> Markup:
+    head = element(
+        "thead", element("tr", [element("th", one.title, class_=one.class_, scope="col") for one in columns])
+    )
+    return element("div", element("table", head, bodies, class_=class_ or None), class_="scroll", tabindex=0)
+
+
+def _row(columns: Sequence[Column], cells: Sequence[Content]) -> Markup:
+    pairs = zip(columns, cells, strict=True)
+    return element("tr", [element("td", cell, class_=one.class_, data_label=one.title) for one, cell in pairs])
+
+
+def _under(text: str) -> Markup:
+    """Small print on a line of its own."""
+    return element("small", text, class_="under")
+
+
+def _cell(row: Measurement) -> Markup:
+    bounds = element("small", f"[{interval(row.low, row.high)}]", class_="bounds")
+    return join(element("b", percent(row.robust)), " ", bounds)
+
+
+def _sizes(item: Comparison) -> str:
+    return " / ".join(dict.fromkeys(count(row.n) for row in (item.first, item.second)))

@@ -1,0 +1,109 @@
+"""Every robust accuracy of a pipeline run, with its conditions, out of MLflow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from components.errors import UserError
+from components.store.places import Places
+
+KEYS = (
+    "stage",
+    "name",
+    "model",
+    "stem",
+    "dataset",
+    "resolution",
+    "norm",
+    "eps",
+    "attack",
+    "n",
+    "clean_accuracy",
+    "robust_accuracy",
+    "interval",
+)
+"""The fields of one result; accuracies are fractions, `interval` is [low, high] of the robust accuracy, 95 %."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """One pipeline run: its rows, one a (stage, resolution, norm, radius), and where the report lies."""
+
+    run_id: str
+    name: str
+    state: str
+    rows: list[dict[str, Any]]
+    worst_case: list[dict[str, Any]]
+    report: str
+
+    def plain(self) -> list[dict[str, Any]]:
+        """The rows with the documented keys only."""
+        return [{key: row.get(key) for key in KEYS} for row in self.rows]
+
+
+def read(places: Places, run: str = "") -> Results:
+    """The results of a pipeline run.
+
+    Args:
+        run: the parent's MLflow id or its beginning; empty for the newest one.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    from components.store.tracking import Tracking
+
+    if places.tracking_uri == f"sqlite:///{places.home / 'mlflow.db'}" and not (places.home / "mlflow.db").exists():
+        raise UserError("no run is known here", where=str(places.home), remedy="start one: `robustrain run quickstart`")
+    tracking = Tracking(places)
+    chosen = _choose(tracking.last_pipeline_runs(200), run, places)
+    rows: list[dict[str, Any]] = []
+    worst: list[dict[str, Any]] = []
+    report = ""
+    for name, (run_id, _) in tracking.stages_of(chosen["run_id"]).items():
+        artifacts = tracking.artifacts(tracking.client.get_run(run_id))
+        found = artifacts.read_json("results/results.json") or {}
+        rows += found.get("rows", [])
+        worst += [{**row, "evaluation": name} for row in found.get("union", [])]
+        page = artifacts.fetch("report.html")
+        report = str(page) if page else report
+    recipe = tracking.recipe_of(chosen["run_id"])
+    rows = sorted(strongest(rows), key=lambda row: _order(row, recipe))
+    return Results(chosen["run_id"], chosen["name"], chosen["state"], rows, worst, report)
+
+
+def strongest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a (stage, resolution, norm, radius): of two, the one by the stronger attack, then on more images.
+
+    A sweep passes the training resolution too, with a cheaper attack than the headline's; that figure is an upper bound
+    of the same quantity and says nothing new beside it. The report shows both.
+    """
+    kept: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = tuple(row.get(name) for name in ("name", "dataset", "resolution", "norm", "eps"))
+        if key not in kept or _strength(row) > _strength(kept[key]):
+            kept[key] = row
+    return list(kept.values())
+
+
+def _strength(row: dict[str, Any]) -> tuple[int, int]:
+    known = ("APGD-CE", "APGD-CE+APGD-T", "AutoAttack")
+    attack = row.get("attack")
+    return known.index(attack) if attack in known else -1, int(row.get("n") or 0)
+
+
+def _choose(runs: list[dict[str, Any]], run: str, places: Places) -> dict[str, Any]:
+    fitting = [r for r in runs if r["run_id"].startswith(run)]
+    if not fitting:
+        raise UserError(
+            "no pipeline run with this id" if run else "no pipeline run is known here",
+            where=str(places.home),
+            remedy="start one: `robustrain run quickstart`",
+        )
+    return fitting[0]
+
+
+def _order(row: dict[str, Any], recipe: dict[str, Any]) -> tuple[int, int, str, float]:
+    stages = list(recipe.get("stages", {}))
+    place = stages.index(row["name"]) if row.get("name") in stages else len(stages)
+    return place, int(row.get("resolution") or 0), str(row.get("norm")), float(row.get("eps") or 0)

@@ -1,0 +1,190 @@
+"""THE stage table: for each kind of stage what it needs, where it runs, at what size, and its code version.
+
+Everything that differs between kinds is a row here; graph, step, plan and launcher read the table and hold no lists of
+their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from components.data.config import EncodeConfig
+from components.evaluate.config import EvaluateConfig, SweepConfig
+from components.promote.config import PromoteConfig
+from components.store.objects import list_prefix
+from components.train.config import (
+    AdversarialConfig,
+    ConvStemConfig,
+    PretrainConfig,
+    RadiusConfig,
+    TransferConfig,
+)
+from pipeline.report.config import ReportConfig
+
+TRAINING = frozenset({"pretrain", "convstem", "adversarial", "radius", "transfer"})
+HEAVY = ("torch", "timm", "components.models", "ray.train", "mlflow.tracking")
+"""Modules that a warm host imports once before it forks the first stage that needs them."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one stage asks a cluster for: cores, GiB of memory, GPUs a worker, workers, and a deadline in seconds."""
+
+    cpus: int = 4
+    memory_gib: int = 16
+    gpus: int = 0
+    workers: int = 1
+    deadline_s: int = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Role:
+    """A parent that a kind of stage refers to.
+
+    Attributes:
+        kinds: the kinds that can fill the role.
+        required: whether the recipe must name one.
+        literals: prefixes of values that are no stage names (`random`, `timm:...`, `file:...`).
+    """
+
+    kinds: frozenset[str]
+    required: bool = True
+    literals: tuple[str, ...] = ()
+
+    def names_stage(self, value: str | None) -> bool:
+        """Whether a configuration value refers to a stage."""
+        return bool(value) and not any(value == p or value.startswith(p) for p in self.literals)  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """One row of the table.
+
+    Attributes:
+        version: part of the fingerprint; raised when the code's results change (golden results fail until it is).
+        entry: `module:function` that does the work.
+        on: `job` where the work needs torch and is launched, `step` where the KFP step does it itself.
+        roles: configuration field -> what may stand there.
+        digest: `module:function` that digests the stage's source data; only for kinds that read raw data.
+        retries: how often KFP tries the step again; a retry continues from the last complete checkpoint.
+    """
+
+    name: str
+    summary: str
+    version: int
+    config: type[BaseModel]
+    entry: str
+    on: str = "job"
+    roles: dict[str, Role] = field(default_factory=dict)
+    digest: str = ""
+    resources: Resources = field(default_factory=Resources)
+    retries: int = 1
+    preload: tuple[str, ...] = ()
+
+    @property
+    def room(self) -> str:
+        """The package of `components` that holds the code; empty for stages of the pipeline itself."""
+        package, name = self.entry.split(".")[:2]
+        return name if package == "components" else ""
+
+    def function(self) -> Callable[..., Any]:
+        """The stage's `run(job)`, imported now."""
+        return resolve(self.entry)
+
+    def source_digest(self, config: BaseModel, cache: Path) -> str:
+        """Digest of the raw data a configuration names; empty for kinds that read none.
+
+        Args:
+            cache: folder where digests of unchanged folders are kept.
+        """
+        return resolve(self.digest)(config, cache=cache, list_prefix=list_prefix) if self.digest else ""
+
+
+def resolve(address: str) -> Callable[..., Any]:
+    """Imports `module:function`. By name, so that the table costs nothing to read and pulls in no torch."""
+    module, _, function = address.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+_DATA = Role(frozenset({"encode"}))
+_INIT = Role(TRAINING, literals=("random", "timm:", "file:"))
+_MODEL = Role(TRAINING)
+_TRAIN_SIZE = Resources(cpus=16, memory_gib=128, gpus=1, workers=8, deadline_s=14 * 24 * 3600)
+_ATTACK_SIZE = Resources(cpus=8, memory_gib=64, gpus=1, deadline_s=3 * 24 * 3600)
+
+
+def _training(name: str, summary: str, config: type[BaseModel]) -> StageKind:
+    return StageKind(
+        name,
+        summary,
+        version=1,
+        config=config,
+        entry="components.train.stage:run",
+        roles={"data": _DATA, "init": _INIT},
+        resources=_TRAIN_SIZE,
+        retries=2,
+        preload=HEAVY,
+    )
+
+
+def _attacking(name: str, summary: str, config: type[BaseModel]) -> StageKind:
+    return StageKind(
+        name,
+        summary,
+        version=1,
+        config=config,
+        entry="components.evaluate.stage:run",
+        roles={"model": _MODEL, "data": Role(frozenset({"encode"}), required=False)},
+        resources=_ATTACK_SIZE,
+        preload=HEAVY,
+    )
+
+
+STAGES: dict[str, StageKind] = {
+    kind.name: kind
+    for kind in (
+        StageKind(
+            "encode",
+            "encode images into FFCV .beton files",
+            version=1,
+            config=EncodeConfig,
+            entry="components.data.stage:run",
+            digest="components.data.config:source_digest",
+            resources=Resources(cpus=16, memory_gib=32, deadline_s=24 * 3600),
+            preload=("numpy", "cv2", "mlflow.tracking"),
+        ),
+        _training("pretrain", "clean weights: trained here, a timm tag, or a file", PretrainConfig),
+        _training("convstem", "replace PatchStem by ConvStem and fine-tune clean", ConvStemConfig),
+        _training("adversarial", "adversarial training: APGD and EMA", AdversarialConfig),
+        _training("radius", "fine-tune to a larger radius or another norm", RadiusConfig),
+        _training("transfer", "fine-tune on another data set", TransferConfig),
+        _attacking("evaluate", "clean accuracy and AutoAttack in each threat model", EvaluateConfig),
+        _attacking("sweep", "the same at several test resolutions", SweepConfig),
+        StageKind(
+            "promote",
+            "register the model; champion only through the gate",
+            version=1,
+            config=PromoteConfig,
+            entry="components.promote.stage:run",
+            on="step",
+            roles={"model": _MODEL, "evaluation": Role(frozenset({"evaluate"}))},
+            preload=("mlflow.tracking",),
+        ),
+        StageKind(
+            "report",
+            "tables, plots, gallery: one HTML page",
+            version=1,
+            config=ReportConfig,
+            entry="pipeline.report.job:run",
+            on="step",
+            preload=("mlflow.tracking",),
+        ),
+    )
+}
+"""Kind -> row, in the order of the recipe of the paper."""

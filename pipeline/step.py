@@ -1,0 +1,174 @@
+"""What every KFP step does: fingerprint, then reuse, continue or launch, then check.
+
+The same function runs in a subprocess here and in a pod on a cluster. It knows the place only through the environment:
+`ROBUSTRAIN_WARM` (a warm host forks the work) and `ROBUSTRAIN_LAUNCHER` (`here`, or `rayjob` on Kubernetes).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from components.errors import UserError
+from components.fingerprint import fingerprint, fingerprinted
+from components.launch import warm
+from components.store.claims import claim
+from components.store.job import ParentRef, StageSpec, execute
+from components.store.places import Places
+from components.store.progress import Progress
+from pipeline.stages import STAGES, StageKind
+
+LAUNCHER_VARIABLE = "ROBUSTRAIN_LAUNCHER"
+KFP_RUN_VARIABLE = "ROBUSTRAIN_KFP_RUN_ID"
+AGAIN_VARIABLE = "ROBUSTRAIN_AGAIN"
+"""Comma-separated stage names that must run even where a finished run could be reused."""
+
+
+class Order(BaseModel):
+    """One stage of a compiled pipeline, as `pipeline.graph.order_of` wrote it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    kind: str
+    config: dict[str, Any]
+    seed: int
+    parents: list[tuple[str, str, str]] = []
+
+
+def run_step(order: str, parents: list[str], pipeline_run: str = "") -> str:
+    """Brings one stage to completion and returns `<run id>/<fingerprint>`.
+
+    Args:
+        order: JSON of an `Order`.
+        parents: what the parents' steps returned, in the order of `Order.parents`.
+        pipeline_run: MLflow id of the parent run; the environment's where empty.
+
+    Raises:
+        UserError: the stage cannot be done as asked.
+        warm.CallFailed: the stage failed; the message names the log.
+    """
+    what, places = Order.model_validate_json(order), Places.from_environment()
+    run = pipeline_run or _cluster_run(places)
+    log = places.logs / (run or "no-pipeline") / f"{what.name}.log"
+    progress = Progress(what.name)
+    try:
+        done = _bring_to_completion(what, parents, run, log, places)
+    except BaseException as error:
+        progress.state("failed", error=str(error), user=isinstance(error, UserError), log=str(log))
+        raise
+    progress.state(done["state"], run_id=done["run_id"], fingerprint=done["fingerprint"], origin=done["origin"])
+    print(f"{what.name}: {done['state']} in run {done['run_id']}")
+    return f"{done['run_id']}/{done['fingerprint']}"
+
+
+def _cluster_run(places: Places) -> str:
+    """The parent of a run on a cluster, where no driver of ours opened one; empty where there is no KFP run either."""
+    from components.store.tracking import Tracking
+
+    kfp_run = os.environ.get(KFP_RUN_VARIABLE, "")
+    return Tracking(places).cluster_run(kfp_run) if kfp_run else ""
+
+
+def _bring_to_completion(what: Order, parents: list[str], run: str, log: Path, places: Places) -> dict[str, str]:
+    spec = specify(what, parents, run, places.cache)
+    kind, progress = STAGES[spec.kind], Progress(what.name)
+    # The lock is held by this step, whose death frees it; on a cluster the RayJob's name is the claim instead.
+    on_cluster = os.environ.get(LAUNCHER_VARIABLE) == "rayjob"
+    waits = lambda: progress.state("waiting", note="another process works on this stage")  # noqa: E731
+    with nullcontext() if on_cluster else claim(places.locks / f"{spec.fingerprint}.lock", on_wait=waits):
+        decision = warm.call("pipeline.step:decide", log, preload=("mlflow.tracking",), spec=spec.model_dump())
+        spec = spec.model_copy(update={"run_id": decision["run_id"]})
+        if decision["state"] != "reused":
+            progress.state("running", phase="starting", note=decision["note"])
+            launch(spec, kind, log)
+            warm.call("pipeline.step:check", log, spec=spec.model_dump())
+    origin = decision["origin"] if decision["state"] == "reused" else run
+    return {"state": decision["state"], "run_id": spec.run_id, "fingerprint": spec.fingerprint, "origin": origin}
+
+
+def specify(what: Order, parents: list[str], pipeline_run: str, cache: Path) -> StageSpec:
+    """The stage's specification with its fingerprint; the run id is still empty."""
+    refs = {}
+    for (role, name, kind), token in zip(what.parents, parents, strict=True):
+        run_id, _, digest = token.partition("/")
+        refs[role] = ParentRef(name=name, kind=kind, run_id=run_id, fingerprint=digest)
+    config = STAGES[what.kind].config.model_validate(what.config)
+    return StageSpec(
+        name=what.name,
+        kind=what.kind,
+        config=what.config,
+        seed=what.seed,
+        fingerprint=fingerprint_of(what.kind, config, {r: p.fingerprint for r, p in refs.items()}, what.seed, cache),
+        parents=refs,
+        pipeline_run=pipeline_run,
+    )
+
+
+def fingerprint_of(kind: str, config: BaseModel, parents: dict[str, str], seed: int, cache: Path) -> str:
+    """The fingerprint of a stage, given its parents' fingerprints by role."""
+    row = STAGES[kind]
+    plain = fingerprinted(config, without=frozenset(parents))
+    digest = row.source_digest(config, cache)
+    return fingerprint(kind=kind, version=row.version, config=plain, parents=parents, data_digest=digest, seed=seed)
+
+
+def decide(spec: dict[str, Any]) -> dict[str, str]:
+    """Reuse a finished run, continue an interrupted one, or begin: `{"state", "run_id", "note", "origin"}`."""
+    from components.store.tracking import Tracking
+
+    stage = StageSpec.model_validate(spec)
+    tracking = Tracking(Places.from_environment())
+    found = tracking.find(stage.fingerprint)
+    again = stage.name in os.environ.get(AGAIN_VARIABLE, "").split(",")
+    if found.state == "complete" and not again:
+        tracking.record_stage(stage.pipeline_run, stage.name, found.run_id, "reused")
+        return {"state": "reused", "run_id": found.run_id, "note": "", "origin": found.pipeline_run}
+    adopt = found.run_id if found.state == "interrupted" else ""
+    run_id = tracking.begin(stage, adopt)
+    tracking.record_stage(stage.pipeline_run, stage.name, run_id, "ran")
+    note = f"continues run {run_id[:8]}: {found.reason}" if adopt else found.reason
+    return {"state": "complete", "run_id": run_id, "note": note, "origin": ""}
+
+
+def launch(spec: StageSpec, kind: StageKind, log: Path) -> None:
+    """Does the stage's work: here in a child of the warm host, or in a RayJob."""
+    if kind.on == "job" and os.environ.get(LAUNCHER_VARIABLE) == "rayjob":
+        from components.launch import rayjob
+
+        rayjob.launch(
+            spec.model_dump_json(),
+            stage=spec.name,
+            kind=spec.kind,
+            room=kind.room,
+            fingerprint=spec.fingerprint,
+            resources=rayjob.Resources(**{**vars(kind.resources), "workers": max(1, spec.config.get("workers", 1))}),
+            settings=rayjob.RayJobSettings.from_environment(),
+        )
+        return
+    warm.call("pipeline.step:work", log, preload=kind.preload, spec=spec.model_dump())
+
+
+def work(spec: dict[str, Any]) -> None:
+    """Runs the stage's code in this process."""
+    stage = StageSpec.model_validate(spec)
+    execute(stage, Places.from_environment(), STAGES[stage.kind].function())
+
+
+def check(spec: dict[str, Any]) -> None:
+    """Holds the finished run against its manifest.
+
+    Raises:
+        UserError: the run is not complete, or an output is not what its manifest says.
+    """
+    from components.store.tracking import Tracking
+
+    stage = StageSpec.model_validate(spec)
+    found = Tracking(Places.from_environment()).find(stage.fingerprint, deep=False)
+    if found.state != "complete":
+        raise UserError(
+            "the stage ended without a complete result", where=stage.name, value=found.reason, remedy="run it again"
+        )

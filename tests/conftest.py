@@ -1,0 +1,86 @@
+"""What every test shares: one thread, no leftovers from the environment, and a tracking store made once."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+for name in [
+    n
+    for n in os.environ
+    if n.startswith(("MLFLOW_", "AWS_"))
+    or (n.startswith("ROBUSTRAIN_") and n not in {"ROBUSTRAIN_CONTRACTS", "ROBUSTRAIN_WRITE_GOLDEN"})
+]:
+    del os.environ[name]
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", GIT_PYTHON_REFRESH="quiet", OMP_NUM_THREADS="1")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Two test processes share two cores; more threads would only get in each other's way."""
+    import sys
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def _empty_home(tmp_path_factory):
+    """A home whose MLflow data base exists: making one takes five seconds, copying it none."""
+    from components.store.places import Places
+    from components.store.tracking import Tracking
+
+    home = tmp_path_factory.mktemp("home-template")
+    Tracking(Places.from_environment({}, home=home))
+    return home
+
+
+@pytest.fixture
+def places(_empty_home, tmp_path):
+    """Places in a fresh home with an empty data base."""
+    from components.store.places import Places
+
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(_empty_home / "mlflow.db", home / "mlflow.db")
+    return Places.from_environment({}, home=home)
+
+
+@pytest.fixture
+def repository():
+    """The checkout's root."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def run_stage(places):
+    """Runs one stage for real in this process: `run_stage(kind, config, {role: token}, function=None) -> StageInput`."""
+    from components.store.job import ParentRef, StageSpec, execute
+    from components.store.tracking import Tracking
+    from pipeline.stages import STAGES
+    from pipeline.step import fingerprint_of
+
+    def run(kind, config, parents=None, *, name=None, seed=0, function=None):
+        parents = parents or {}
+        row = STAGES[kind]
+        refs = {
+            r: ParentRef(name=p.name, kind=p.kind, run_id=p.run_id, fingerprint=p.fingerprint)
+            for r, p in parents.items()
+        }
+        full = row.config.model_validate(config)
+        print_ = fingerprint_of(kind, full, {r: p.fingerprint for r, p in refs.items()}, seed, places.cache)
+        tracking = Tracking(places)
+        spec = StageSpec(
+            name=name or kind,
+            kind=kind,
+            config=full.model_dump(mode="json"),
+            seed=seed,
+            fingerprint=print_,
+            parents=refs,
+        )
+        spec = spec.model_copy(update={"run_id": tracking.begin(spec)})
+        execute(spec, places, function or row.function())
+        return tracking.finished(ParentRef(name=spec.name, kind=kind, run_id=spec.run_id, fingerprint=print_), kind)
+
+    return run

@@ -1,0 +1,196 @@
+"""Submission through the real `kfp.Client` against a Kubeflow Pipelines API over HTTP: the good way and the bad ones.
+
+No `from __future__ import annotations`: KFP reads the annotations of the pipeline below as objects.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.errors import UserError
+from components.launch import rayjob
+from pipeline import cluster
+from pipeline.cluster import ClusterSettings
+from tests.cluster_servers import crd
+from tests.cluster_servers.kfp_api import Kubeflow, serve
+from tests.cluster_servers.kubernetes_api import Cluster
+from tests.faults.test_cluster_launcher import body, connected
+
+NAMES = {"pipeline_name": "robustrain-tiny", "run_name": "tiny"}
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client keeps a context file in the home folder."""
+    from kfp.client import Client
+
+    monkeypatch.setattr(Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
+    for name in ("KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compiled pipeline of one task with one parameter."""
+    from kfp import compiler, components, dsl
+
+    text = """
+name: Say
+inputs: [{name: word, type: String}]
+implementation: {container: {image: python, command: [echo, {inputValue: word}]}}
+"""
+    say = components.load_component_from_text(text)
+
+    @dsl.pipeline(name="tiny")
+    def tiny(word: str = "hello") -> None:
+        say(word=word)
+
+    path = tmp_path_factory.mktemp("package") / "pipeline.yaml"
+    compiler.Compiler().compile(tiny, str(path))
+    return path
+
+
+def settings(host: str, **more: Any) -> ClusterSettings:
+    return ClusterSettings(**{"host": host, "poll_s": 0.01, **more})
+
+
+def submit(kubeflow: Kubeflow, package: Path, **more: Any) -> str:
+    with serve(kubeflow) as host:
+        return cluster.submit(package, **NAMES, parameters={"word": "x"}, settings=settings(host, **more))
+
+
+def follow(kubeflow: Kubeflow, **more: Any) -> tuple[cluster.RunOutcome, list[str]]:
+    said: list[str] = []
+    kubeflow.runs.setdefault("run-1", {"run_id": "run-1"})
+    with serve(kubeflow) as host:
+        return cluster.wait("run-1", settings=settings(host, **more), show=said.append), said
+
+
+def test_a_package_is_uploaded_and_started(package: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    crd.need_contracts()
+    kubeflow = Kubeflow(token="good")
+    run = kubeflow.runs[submit(kubeflow, package, token="good", service_account="robustrain")]
+    assert kubeflow.faults == []
+    assert run["runtime_config"]["parameters"] == {"word": "x"}
+    assert run["service_account"] == "robustrain"
+    assert run["display_name"] == "tiny"
+    assert list(kubeflow.experiments) == ["robustrain"]
+    assert capfd.readouterr().out == "", "standard output belongs to the command"
+
+
+def test_a_name_that_exists_gets_a_new_version_and_the_same_package_none(package: Path) -> None:
+    kubeflow = Kubeflow(pipelines={"robustrain-tiny": "p"}, versions={"p": [("robustrain-tiny", "old")]})
+    first = kubeflow.runs[submit(kubeflow, package)]["pipeline_version_reference"]
+    again = kubeflow.runs[submit(kubeflow, package)]["pipeline_version_reference"]
+    assert first == again
+    assert first["pipeline_id"] == "p"
+    assert first["pipeline_version_id"] not in {"old", None}
+    assert len(kubeflow.versions["p"]) == 2
+    assert len(kubeflow.experiments) == 1
+
+
+def test_what_is_no_pipeline_is_refused_with_the_servers_words(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("pipelineInfo: {name: x}\nunknownField: 1\n")
+    with pytest.raises(UserError, match=r"answered 400 .*the file is no pipeline"):
+        submit(Kubeflow(), wrong)
+
+
+@pytest.mark.parametrize(
+    ("setup", "word"),
+    [
+        ({"token": "good"}, "refused the token.*ROBUSTRAIN_KFP_TOKEN"),
+        ({"login": True}, "asks for a login"),
+        ({"web_page": True}, "something else than Kubeflow"),
+        ({"multi_user": True}, "no profile is named"),
+        ({"forbidden": {"/runs"}}, "may not start the run: .*not authorized"),
+    ],
+)
+def test_a_kubeflow_that_refuses_is_told_in_one_line(setup: dict[str, Any], word: str, package: Path) -> None:
+    with pytest.raises(UserError, match=word) as caught:
+        submit(Kubeflow(**setup), package)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_address_that_does_not_answer_is_told_before_the_client_is_made(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(Kubeflow()) as host:
+        pass
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"slept {seconds} s"))
+    with pytest.raises(UserError, match=r"does not answer.*ROBUSTRAIN_KFP_HOST"):
+        cluster.submit(package, **NAMES, parameters={}, settings=settings(host))
+
+
+def test_waiting_shows_the_tasks_and_ends_with_the_run() -> None:
+    states = [
+        ("PENDING", {}),
+        ("RUNNING", {"root-driver": "SUCCEEDED", "encode": "RUNNING"}),
+        ("RUNNING", {"root-driver": "SUCCEEDED", "encode": "RUNNING"}),
+        ("SUCCEEDED", {"root-driver": "SUCCEEDED", "encode": "SUCCEEDED"}),
+    ]
+    outcome, said = follow(Kubeflow(states=states))
+    assert said == ["encode: running", "encode: succeeded"]
+    assert outcome.tasks == {"encode": "SUCCEEDED"}
+
+
+def test_waiting_ends_when_the_run_is_cancelled() -> None:
+    with pytest.raises(UserError, match="was cancelled"):
+        follow(Kubeflow(states=[("RUNNING", {}), ("CANCELING", {}), ("CANCELED", {})]))
+
+
+def test_a_failed_run_names_its_stage_and_cause() -> None:
+    states = [("FAILED", {"encode": "SUCCEEDED", "train": "FAILED"})]
+    with pytest.raises(UserError, match=r"stage train failed: out of memory.*#/runs/details/run-1"):
+        follow(Kubeflow(states=states, errors={"train": "out of memory"}))
+
+
+def test_a_short_outage_is_borne_and_a_long_one_is_told() -> None:
+    outcome, _ = follow(Kubeflow(busy=2))
+    assert outcome.state == "SUCCEEDED"
+    with pytest.raises(UserError, match="does not answer"):
+        follow(Kubeflow(busy=10_000), outage_s=0.2)
+
+
+def test_a_run_that_does_not_exist_is_told() -> None:
+    with serve(Kubeflow()) as host, pytest.raises(UserError, match="Run elsewhere not found"):
+        cluster.wait("elsewhere", settings=settings(host))
+
+
+def test_cancel_ends_the_run_and_deletes_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    kubeflow, kubernetes = Kubeflow(runs={"run-1": {"run_id": "run-1"}}), Cluster()
+    name = body()["metadata"]["name"]
+    kubernetes.put(name, body())
+    with serve(kubeflow) as host, connected(kubernetes) as api:
+        monkeypatch.setattr(rayjob, "connect", lambda: api)
+        gone = cluster.cancel("run-1", settings=replace(settings(host), job_namespace="team"))
+    assert gone == [name]
+    assert "POST /runs/run-1:terminate" in kubeflow.asked
+
+
+def test_a_schedule_is_one_run_at_a_time_without_catching_up(package: Path) -> None:
+    kubeflow = Kubeflow()
+    with serve(kubeflow) as host:
+        made = cluster.schedule(package, **NAMES, cron="0 0 2 * * 1", parameters={}, settings=settings(host))
+    assert made == "schedule-1"
+    assert kubeflow.faults == []
+    assert kubeflow.schedules[0]["trigger"] == {"cron_schedule": {"cron": "0 0 2 * * 1"}}
+    assert (kubeflow.schedules[0]["no_catchup"], int(kubeflow.schedules[0]["max_concurrency"])) == (True, 1)
+
+
+def test_a_cron_expression_of_five_fields_is_mended(package: Path) -> None:
+    with pytest.raises(UserError, match=r"write '0 0 2 \* \* 1'"):
+        cluster.schedule(package, **NAMES, cron="0 2 * * 1", parameters={}, settings=settings("http://127.0.0.1:9"))
+
+
+def test_settings_come_from_the_environment() -> None:
+    got = ClusterSettings.from_environment(
+        {"KF_PIPELINES_ENDPOINT": "kubeflow.example.com/pipeline/", "ROBUSTRAIN_KFP_NAMESPACE": "team"}
+    )
+    assert got.host == "https://kubeflow.example.com/pipeline"
+    assert got.job_namespace == got.namespace == "team"
+    assert "secret" not in repr(replace(got, token="secret"))
+    with pytest.raises(UserError, match="ROBUSTRAIN_KFP_HOST"):
+        ClusterSettings.from_environment({})

@@ -1,0 +1,161 @@
+"""What goes wrong while encoding: unreadable images, a full disk, killed processes. Nothing half-written stays."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from components.data.beton_format import EncodedImage
+from components.data.beton_writer import BetonWriter
+from components.data.encode import encode_split
+from components.data.encode_image import EncodeSettings, ImageItem
+from components.errors import UserError
+
+SETTINGS = EncodeSettings(64, "jpg")
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> list[ImageItem]:
+    (tmp_path / "images").mkdir()
+    found = []
+    for k in range(100):
+        path = tmp_path / "images" / f"{k:03d}.jpg"
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (40, 50, 3), np.uint8)).save(path)
+        found.append(ImageItem(str(path), 0))
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut"])
+def test_an_unreadable_image_is_named(
+    items: list[ImageItem], tmp_path: Path, content: bytes | None, workers: int
+) -> None:
+    bad = Path(items[70].path)
+    bad.write_bytes(bad.read_bytes()[:700] if content is None else content)
+    with pytest.raises(UserError, match=r"070\.jpg: this image cannot be read"):
+        encode_split(items, tmp_path / "x.beton", SETTINGS, workers=workers)
+    assert [p.name for p in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_missing_image_is_named(items: list[ImageItem], tmp_path: Path) -> None:
+    Path(items[3].path).unlink()
+    with pytest.raises(UserError, match=r"003\.jpg"):
+        encode_split(items, tmp_path / "x.beton", SETTINGS)
+
+
+class FullDisk:
+    """A file on a disk with `room` bytes left."""
+
+    def __init__(self, file: object, room: int) -> None:
+        self._file, self._room = file, room
+
+    def write(self, data: bytes) -> int:
+        self._room -= len(data)
+        if self._room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._file.write(data)  # type: ignore[attr-defined]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("room", [0, 3 << 20, (4 << 20) + 10], ids=["first page", "second page", "table"])
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, room: int) -> None:
+    path = tmp_path / "x.beton"
+    path.write_bytes(b"an older file")
+
+    def write() -> None:
+        with BetonWriter(path, 4, page_size=2 << 20) as writer:
+            writer._file = FullDisk(writer._file, room)  # type: ignore[assignment]
+            for _ in range(4):
+                writer.add(EncodedImage(0, 9, 9, bytes(1 << 20), 0))
+
+    with pytest.raises(UserError, match="no space is left"):
+        write()
+    assert [p.name for p in tmp_path.iterdir()] == ["x.beton"]
+    assert path.read_bytes() == b"an older file"
+
+
+def test_other_write_errors_keep_their_trace(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with (
+        pytest.raises(IsADirectoryError),
+        BetonWriter(tmp_path / "folder", 1, page_size=2 << 20) as writer,
+    ):
+        writer.add(EncodedImage(0, 9, 9, b"x", 0))
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_killed_encoder_ends_the_work_with_a_message(items: list[ImageItem], tmp_path: Path) -> None:
+    def kill_one(done: int, total: int) -> None:
+        children = multiprocessing.active_children()
+        assert children
+        os.kill(children[0].pid or 0, signal.SIGKILL)
+        time.sleep(0.2)
+
+    with pytest.raises(UserError, match="an encoding process was killed"):
+        encode_split(items * 20, tmp_path / "x.beton", SETTINGS, workers=2, progress=kill_one)
+    assert [p.name for p in tmp_path.iterdir()] == ["images"]
+    assert not multiprocessing.active_children()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from components.data.encode import encode_split
+from components.data.encode_image import EncodeSettings, ImageItem
+
+if __name__ == "__main__":
+    items = [ImageItem(sys.argv[1], 0)] * 1000000
+    encode_split(items, Path(sys.argv[2]), EncodeSettings(64, "jpg"), workers=2,
+                 progress=lambda done, total: print(done, flush=True))
+"""
+
+
+def _started(items: list[ImageItem], tmp_path: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, str(script), items[0].path, str(tmp_path / "x.beton")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+    assert process.stdout
+    assert process.stdout.readline().strip() == "32"
+    children: list[psutil.Process] = []
+    while len(children) < 3:  # two encoders, and the tracker that Python starts beside them
+        time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+    return process, children
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_encoder_outlives_its_parent(items: list[ImageItem], tmp_path: Path, number: signal.Signals) -> None:
+    process, children = _started(items, tmp_path)
+    try:
+        process.send_signal(number)
+        process.wait(30)
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive
+        assert not (tmp_path / "x.beton").exists()
+        left = [path.name for path in tmp_path.iterdir() if "beton" in path.name]
+        # A killed writer cannot tidy up; what it leaves has a name that nothing reads.
+        assert len(left) == (1 if number == signal.SIGKILL else 0)
+    finally:
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
+        process.wait()
+        assert process.stdout
+        process.stdout.close()

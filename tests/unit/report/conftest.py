@@ -1,0 +1,201 @@
+"""A finished run as the report gets it: two stems trained clean and under attack, evaluated, swept, with a gallery."""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.report.stage import ReportStage
+
+WRITTEN = datetime(2025, 3, 14, 15, 9, tzinfo=UTC)
+
+
+def wilson(right: int, n: int) -> list[float]:
+    z = 1.959964
+    centre = (right + z * z / 2) / (n + z * z)
+    half = z * math.sqrt(right * (n - right) / n + z * z / 4) / (n + z * z)
+    return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def row(name: str, kind: str, stem: str, norm: str, eps: float, robust: int, **more: Any) -> dict[str, Any]:
+    n = more.pop("n", 100)
+    base: dict[str, Any] = {
+        "stage": kind,
+        "name": name,
+        "model": "convnext_micro",
+        "stem": stem,
+        "dataset": "digits",
+        "resolution": 32,
+        "norm": norm,
+        "eps": eps,
+        "attack": "AutoAttack" if norm == "Linf" and eps == 0.15 else "APGD-CE+APGD-T",
+        "n": n,
+        "clean_accuracy": 0.95,
+        "robust_accuracy": robust / n,
+        "interval": wilson(robust, n),
+        "details": {
+            "attack_library": "pyautoattack 0.2.0",
+            "attack_version": "standard" if norm == "Linf" and eps == 0.15 else "parts of standard",
+            "precision": "fp32",
+            "targets_note": "",
+            "unverified": 0,
+            "warnings": [],
+        },
+    }
+    return base | more
+
+
+def png(side: int, shade: Callable[[int, int], tuple[int, int, int]]) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + bytes(v for x in range(side) for v in shade(x, y)) for y in range(side))
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def evaluated(name: str, kind: str, stem: str, clean: float, robust: list[int]) -> ReportStage:
+    threats = [("Linf", 0.05), ("Linf", 0.15), ("Linf", 0.2), ("L2", 1.0), ("L1", 10.0)]
+    rows = [
+        row(name, kind, stem, norm, eps, right, clean_accuracy=clean)
+        for (norm, eps), right in zip(threats, robust, strict=True)
+    ]
+    union = row(name, kind, stem, "", 0.0, min(robust[1], robust[3], robust[4]) - (2 if robust[1] > 2 else 0))
+    union |= {"clean_accuracy": clean, "attack": "AutoAttack / APGD-CE+APGD-T"}
+    for key in ("norm", "eps", "details"):
+        del union[key]
+    union["threats"] = [{"norm": "Linf", "eps": 0.15}, {"norm": "L2", "eps": 1.0}, {"norm": "L1", "eps": 10.0}]
+    return ReportStage(
+        name=f"evaluate-{name}",
+        kind="evaluate",
+        run_id="run" + name * 3,
+        fingerprint=(name.encode().hex() * 9)[:64],
+        state="ran",
+        config={"model": name, "n": 100},
+        result={"robust_accuracy": robust[1] / 100},
+        rows=rows,
+        union=[union],
+        conditions={
+            "precision": "fp32",
+            "attack_library": "pyautoattack 0.2.0",
+            "images": "100 of the split val, drawn with seed 0",
+            "interval": "Wilson score interval, 95 %",
+            "device": "cpu",
+            "resolutions": [32],
+            "model_sha256": (name.encode().hex() * 9)[:64],
+        },
+    )
+
+
+def trained(name: str, kind: str, stem: str, epochs: int, robust: float | None, clean: float) -> ReportStage:
+    history = []
+    for epoch in range(1, epochs + 1):
+        rise = 1 - math.exp(-3.2 * epoch / epochs)
+        entry: dict[str, Any] = {"epoch": epoch, "loss": 2.3 - (2.3 - 0.4) * rise + 0.04 * math.sin(7 * epoch)}
+        entry["clean_accuracy"] = 0.1 + (clean - 0.1) * rise
+        if robust is not None:
+            entry["robust_accuracy"] = 0.1 + (robust - 0.1) * rise
+        history.append(entry | {"lr": 1e-3 * (1 - epoch / epochs), "images_per_s": 2100.0})
+    return ReportStage(
+        name=name,
+        kind=kind,
+        run_id=(name * 8)[:32],
+        fingerprint=(name.encode().hex() * 9)[:64],
+        state="reused" if kind in {"pretrain", "convstem"} else "ran",
+        config={
+            "data": "encode",
+            "epochs": epochs,
+            "attack": None if robust is None else {"norm": "Linf", "eps": 0.15},
+        },
+        result={"model": "convnext_micro", "stem": stem, "epochs": epochs, "clean_accuracy": clean},
+        history=history,
+    )
+
+
+def gallery(folder: Path) -> list[dict[str, Any]]:
+    samples = []
+    for i in range(6):
+
+        def clean(x: int, y: int, i: int = i) -> tuple[int, int, int]:
+            ink = 235 if (x - 16) ** 2 + (y - 16) ** 2 in range(60 + 9 * i, 130 + 9 * i) else 25
+            return ink, ink, ink
+
+        def moved(x: int, y: int, i: int = i) -> tuple[int, int, int]:
+            sign = 38 if (x * 7 + y * 13 + i * 5) % 11 < 5 else -25
+            red, green, blue = clean(x, y)
+            return max(0, min(255, red + sign)), max(0, min(255, green - sign)), max(0, min(255, blue + sign))
+
+        def difference(x: int, y: int, i: int = i) -> tuple[int, int, int]:
+            return (230, 60, 90) if (x * 7 + y * 13 + i * 5) % 11 < 5 else (80, 130, 240)
+
+        paths = {}
+        for title, shade in (("clean", clean), ("adversarial", moved), ("difference", difference)):
+            path = folder / f"{i}-{title}.png"
+            path.write_bytes(png(32, shade))
+            paths[title] = str(path)
+        seen = {"label": i, "clean_prediction": i, "adversarial_prediction": i if i % 3 else (i + 3) % 10}
+        samples.append(seen | {"norm": "Linf", "eps": 0.15, "amplification": 3.333} | paths)
+    return samples
+
+
+@pytest.fixture
+def recipe() -> dict[str, Any]:
+    return {
+        "name": "quickstart",
+        "description": "The paper's recipe on the scanned digits: small models, short schedules, real attacks.",
+        "seed": 0,
+        "stages": {"adversarial": {"epochs": 20, "attack": {"norm": "Linf", "eps": 0.15, "steps": 2}}},
+    }
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> list[ReportStage]:
+    return sample(tmp_path)
+
+
+def sample(folder: Path) -> list[ReportStage]:
+    encode = ReportStage(
+        name="encode",
+        kind="encode",
+        run_id="e" * 32,
+        fingerprint="0123456789abcdef" * 4,
+        state="reused",
+        config={"source": "digits", "side": 32},
+        result={"dataset": "digits", "classes": 10, "train": 1437, "val": 360},
+    )
+    adversarial = evaluated("adversarial", "adversarial", "conv", 0.95, [89, 68, 51, 74, 61])
+    adversarial = ReportStage(**{**vars(adversarial), "gallery": gallery(folder)})
+    sweep_rows = [
+        row("adversarial", "adversarial", "conv", "Linf", 0.15, right, resolution=size, clean_accuracy=clean)
+        for size, right, clean in ((24, 41, 0.86), (32, 68, 0.95), (40, 66, 0.94), (48, 57, 0.9))
+    ]
+    return [
+        encode,
+        trained("pretrain", "pretrain", "patch", 10, None, 0.975),
+        trained("convstem", "convstem", "conv", 10, None, 0.981),
+        trained("adversarial", "adversarial", "conv", 20, 0.7, 0.95),
+        trained("adversarial-patch", "adversarial", "patch", 20, 0.62, 0.94),
+        trained("radius", "radius", "conv", 10, 0.58, 0.92),
+        evaluated("pretrain", "pretrain", "patch", 0.975, [21, 0, 0, 4, 8]),
+        adversarial,
+        evaluated("adversarial-patch", "adversarial", "patch", 0.94, [85, 60, 44, 58, 40]),
+        evaluated("radius", "radius", "conv", 0.92, [84, 69, 60, 73, 62]),
+        ReportStage(
+            name="sweep",
+            kind="sweep",
+            run_id="s" * 32,
+            fingerprint="f" * 64,
+            state="ran",
+            config={"model": "adversarial", "resolutions": [24, 32, 40, 48]},
+            rows=sweep_rows,
+            conditions={"precision": "fp32", "attack_library": "pyautoattack 0.2.0", "resolutions": [24, 32, 40, 48]},
+        ),
+    ]

@@ -1,0 +1,59 @@
+"""The images' files, which are built elsewhere: what they name exists, and their versions are the project's."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from components.launch.rayjob_settings import RAY_VERSION
+
+ROOT = Path(__file__).parents[2]
+FILES = ["train.Dockerfile", "pipeline.Dockerfile"]
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """(word, rest) of every instruction, continued lines joined, comments left out."""
+    lines = (ROOT / "docker" / name).read_text().splitlines()
+    text = "\n".join(line for line in lines if not line.lstrip().startswith("#")).replace("\\\n", " ")
+    return [(word, " ".join(rest)) for word, *rest in (line.split() for line in text.splitlines() if line.strip())]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_copied_exists_and_is_not_ignored(name: str) -> None:
+    ignored = (ROOT / "docker" / f"{name}.dockerignore").read_text().splitlines()
+    kept = [line[1:] for line in ignored if line.startswith("!")]
+    for word, rest in instructions(name):
+        if word == "COPY" and not rest.startswith("--from"):
+            for source in rest.split()[:-1]:
+                assert (ROOT / source).exists(), source
+                assert any(fnmatch(source, pattern) for pattern in kept), f"{source} is ignored"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_image_runs_as_the_user_that_the_pods_ask_for(name: str) -> None:
+    last = max(index for index, (word, _) in enumerate(instructions(name)) if word == "FROM")
+    assert ("USER", "1000:1000") in instructions(name)[last:]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_installation_is_locked_and_every_stage_has_one_base(name: str) -> None:
+    runs = [rest for word, rest in instructions(name) if word == "RUN"]
+    for command in re.findall(r"pip install (.*?)(?:&&|$)", "\n".join(runs), flags=re.MULTILINE):
+        assert "-c requirements.lock" in command or "--no-deps" in command, command
+    assert {rest.split()[0] for word, rest in instructions(name) if word == "FROM"} == {"${PYTHON_IMAGE}"}
+
+
+def test_ray_in_the_image_is_the_version_that_the_job_names() -> None:
+    assert f"ray=={RAY_VERSION}" in (ROOT / "requirements.lock").read_text().splitlines()
+
+
+def test_ffcv_finds_the_libraries_of_the_release_it_was_built_on() -> None:
+    text = (ROOT / "docker" / "train.Dockerfile").read_text()
+    release = re.search(r"^ARG PYTHON_IMAGE=python:3\.11-slim-(\w+)$", text, flags=re.MULTILINE)
+    assert release is not None
+    assert release[1] == "bookworm"
+    assert "libopencv-imgproc406" in text
+    assert f'default = "python:3.11-slim-{release[1]}"' in (ROOT / "docker" / "docker-bake.hcl").read_text()

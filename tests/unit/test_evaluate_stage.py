@@ -1,0 +1,228 @@
+"""The evaluate and sweep stages from encoded images to figures, with real attacks of few iterations."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import components.models  # noqa: F401
+from components.errors import UserError
+from components.evaluate import autoattack, library
+from components.models.build import build_model
+from components.models.card import ModelCard
+from components.models.weights import save_model
+
+KEYS = [
+    "stage",
+    "name",
+    "model",
+    "stem",
+    "dataset",
+    "resolution",
+    "norm",
+    "eps",
+    "attack",
+    "n",
+    "clean_accuracy",
+    "robust_accuracy",
+    "interval",
+]
+THREATS = [
+    {"norm": "Linf", "eps": "20/255", "attack": "apgd-ce+apgd-t"},
+    {"norm": "L2", "eps": 2.0, "attack": "apgd-ce", "n": 9},
+]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    def short(*given, **named):
+        attack = library.build(*given, **named)
+        for part in (attack.apgd, attack.apgd_targeted):
+            part.n_iter = part.n_iter_orig = 3
+        return attack
+
+    monkeypatch.setattr(autoattack, "build", short)
+
+
+@pytest.fixture
+def digits(run_stage):
+    return run_stage(
+        "encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 40, "limit_val": 40}, name="digits"
+    )
+
+
+@pytest.fixture
+def trained(run_stage, digits):
+    """A model that knows digits a little: a closed-form last layer on random features."""
+
+    def fit(job):
+        from components.data.loader import open_loader
+        from components.data.manifest import read_manifest
+
+        manifest = read_manifest(job.inputs["data"].path("manifest.json"))
+        torch.manual_seed(0)
+        model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, normalize=None).eval()
+        loader = open_loader(manifest, "val", job.objects, batch_size=40, resolution=32, seed=0, train=False)
+        with loader.epoch(0) as epoch, torch.no_grad():
+            batch = next(iter(epoch))
+            features = model.forward_head(
+                model.forward_features(torch.from_numpy(batch.images).permute(0, 3, 1, 2) / 255), pre_logits=True
+            )
+            onehot = torch.nn.functional.one_hot(torch.from_numpy(batch.labels), 10).float()
+            weights = torch.linalg.lstsq(
+                torch.cat([features, torch.ones(len(features), 1)], 1), onehot, driver="gelsd"
+            ).solution
+            model.head.fc.weight.copy_(weights[:-1].T)
+            model.head.fc.bias.copy_(weights[-1])
+        card = ModelCard(
+            name="convnext_micro", stem="conv", num_classes=10, resolution=32, classes=manifest.classes, crop_ratio=1.0
+        )
+        save_model(job.run.workdir / "model", model, card)
+        job.run.save(job.run.workdir / "model", "model")
+        return {}
+
+    config = {"data": "digits", "init": "random", "model": {"name": "convnext_micro"}, "resolution": 32}
+    return run_stage("pretrain", config, {"data": digits}, name="net", function=fit)
+
+
+def evaluated(run_stage, trained, digits, kind="evaluate", **changes):
+    config = {"model": "net", "n": 20, "threats": THREATS, "batch_size": 8, "gallery": 3, **changes}
+    return run_stage(kind, config, {"model": trained, "data": digits})
+
+
+def read(stage, name):
+    return json.loads(stage.path(f"results/{name}.json").read_text())
+
+
+def test_figures_verdicts_and_gallery(run_stage, trained, digits):
+    stage = evaluated(run_stage, trained, digits)
+    found, images = read(stage, "results"), read(stage, "verdicts")["resolutions"][0]["images"]
+    first, second = found["rows"]
+    assert [list(row)[: len(KEYS)] for row in found["rows"]] == [KEYS, KEYS]
+    assert (first["stage"], first["name"], first["model"], first["stem"], first["dataset"]) == (
+        "pretrain",
+        "net",
+        "convnext_micro",
+        "conv",
+        "digits",
+    )
+    assert (first["norm"], first["eps"], first["attack"], first["n"], first["resolution"]) == (
+        "Linf",
+        20 / 255,
+        "APGD-CE+APGD-T",
+        20,
+        32,
+    )
+    assert (second["norm"], second["attack"], second["n"]) == ("L2", "APGD-CE", 9)
+    for place, row in enumerate(found["rows"]):
+        words = [image["verdicts"][place] for image in images[: row["n"]]]
+        assert row["robust_accuracy"] == words.count("robust") / row["n"]
+        assert row["clean_accuracy"] == sum(word != "wrong" for word in words) / row["n"]
+        assert row["interval"][0] <= row["robust_accuracy"] <= row["interval"][1]
+        assert row["robust_accuracy"] < row["clean_accuracy"], "the attack has to break something for this test"
+    assert [image["verdicts"][1] for image in images[9:]] == [None] * 11
+    details = first["details"]
+    assert details["targets"] == {"apgd-t": 9}
+    assert details["precision"] == "fp32"
+    assert details["attack_library"].startswith("pyautoattack 0.2")
+    assert details["images_digest"] == found["conditions"]["images_digest"] == stage.result["images_digest"]
+    assert details["largest_distance"] <= 20 / 255 * (1 + 1e-5)
+    _union(found, images)
+    _gallery(stage, images)
+
+
+def _union(found, images):
+    (worst,) = found["union"]
+    both = [all(word == "robust" for word in image["verdicts"]) for image in images[:9]]
+    assert worst["n"] == 9
+    assert worst["robust_accuracy"] == sum(both) / 9
+    assert worst["norms"] == ["Linf", "L2"]
+
+
+def _gallery(stage, images):
+    folder = stage.path("gallery")
+    entries = json.loads((folder / "gallery.json").read_text())
+    assert len(entries) == 3
+    assert {entry["norm"] for entry in entries} == {"Linf", "L2"}
+    for entry in entries:
+        assert entry["clean_prediction"] == entry["label"] != entry["adversarial_prediction"]
+        (image,) = [image for image in images if image["index"] == entry["index"]]
+        assert str(image["label"]) == entry["label"]
+        for name in ("clean", "adversarial", "difference"):
+            with Image.open(folder / entry[name]) as picture:
+                assert picture.size == (32, 32)
+                assert picture.mode == "RGB"
+
+
+def test_images_do_not_depend_on_the_block_size_or_the_recipes_seed(run_stage, trained, digits):
+    one = evaluated(run_stage, trained, digits, threats=[{"eps": 0.001, "attack": "apgd-ce"}], n=6)
+    other = evaluated(run_stage, trained, digits, threats=[{"eps": 0.001, "attack": "apgd-ce"}], n=6, batch_size=3)
+    sets = [
+        [(i["index"], i["label"], i["clean_prediction"]) for i in read(s, "verdicts")["resolutions"][0]["images"]]
+        for s in (one, other)
+    ]
+    assert sets[0] == sets[1]
+    assert one.result["images_digest"] == other.result["images_digest"]
+
+
+def test_a_sweep_keeps_images_and_radii(run_stage, trained, digits):
+    stage = evaluated(
+        run_stage,
+        trained,
+        digits,
+        kind="sweep",
+        resolutions=[32, 48],
+        n=5,
+        threats=[{"norm": "L2", "eps": 0.1, "attack": "apgd-ce"}],
+        gallery=0,
+    )
+    found = read(stage, "results")
+    assert [(row["resolution"], row["eps"]) for row in found["rows"]] == [(32, 0.1), (48, 0.1)]
+    assert "not scaled" in found["conditions"]["radii"]
+    groups = read(stage, "verdicts")["resolutions"]
+    assert [group["resolution"] for group in groups] == [32, 48]
+    assert [i["index"] for i in groups[0]["images"]] == [i["index"] for i in groups[1]["images"]]
+    assert not stage.has("gallery")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resolution": 16}, "cannot take images of that side"),
+        ({"split": "train", "threats": [{"norm": "L1", "eps": 1}], "resolution": 24}, "cannot"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_any_work(run_stage, trained, digits, changes, message, monkeypatch):
+    monkeypatch.setattr("components.evaluate.stage.opened", lambda *_: pytest.fail("work began"))
+    with pytest.raises(UserError, match=message):
+        evaluated(run_stage, trained, digits, **changes)
+
+
+def test_a_model_of_other_classes_is_refused(run_stage, trained):
+    shapes = run_stage(
+        "encode", {"source": "shapes", "side": 32, "mode": "raw", "limit_train": 40, "limit_val": 40}, name="shapes"
+    )
+    with pytest.raises(UserError, match="'net' knows 10 classes and the data set 'shapes'"):
+        evaluated(run_stage, trained, shapes)
+
+
+def test_an_interrupted_evaluation_goes_on_from_its_blocks(run_stage, trained, digits, monkeypatch):
+    real, done = autoattack.attack_block, []
+
+    def counted(*given, **named):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(len(given[1]))
+        return real(*given, **named)
+
+    monkeypatch.setattr("components.evaluate.bench.attack_block", counted)
+    changes = {"processes": 1, "threats": THREATS[:1]}
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(run_stage, trained, digits, **changes)
+    monkeypatch.setattr(
+        "components.evaluate.bench.attack_block", lambda *g, **n: done.append(len(g[1])) or real(*g, **n)
+    )
+    stage = evaluated(run_stage, trained, digits, **changes)
+    assert sum(done) == 20, "blocks that were done are not done again"
+    assert read(stage, "results")["rows"][0]["n"] == 20

@@ -1,0 +1,210 @@
+"""Building by name: seeds, the normaliser, pretrained tags, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import _registry as registry
+
+from components.errors import UserError
+from components.models import (
+    FAMILIES,
+    IMAGENET1K_TAGS,
+    IMAGENET_NORMALIZE,
+    build_model,
+    check_imagenet1k_tag,
+    find_stem,
+    network,
+    stem_prefix,
+    tag_normalize,
+)
+
+OTHER_DATA = ("in12k", "in21k", "in22k", "jft", "laion", "yfcc", "ig1b", "lvd", "clip", "dino", "ssld", "merged")
+
+
+def _micro(seed: int = 0, **options) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return build_model("convnext_micro", **{"stem": "conv", "num_classes": 10, **options}).eval()
+
+
+def _equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_the_same_seed_gives_the_same_weights(stem):
+    assert _equal(_micro(3, stem=stem), _micro(3, stem=stem))
+    assert not _equal(_micro(3, stem=stem), _micro(4, stem=stem))
+
+
+def test_the_normaliser_is_the_first_layer():
+    raw, normalized = _micro(), _micro(normalize="imagenet")
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET_NORMALIZE)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(normalized(images), raw((images - mean) / std))
+    assert not torch.allclose(normalized(images), raw(images), atol=1e-3)
+    given = _micro(normalize=((0.1, 0.2, 0.3), (1.0, 2.0, 4.0)))
+    expected = raw(
+        (images - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)) / torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
+    )
+    torch.testing.assert_close(given(images), expected)
+
+
+def test_no_average_of_weights_can_move_the_normaliser():
+    model = _micro(normalize="imagenet")
+    assert all(name.startswith("model.") for name in model.state_dict())
+    average = timm.utils.ModelEmaV2(model, decay=0.9999)
+    for _ in range(50):
+        average.update(model)
+    constants = dict(average.module.named_buffers())
+    assert torch.equal(constants["normalize.mean"].flatten(), torch.tensor(IMAGENET_NORMALIZE[0]))
+    assert torch.equal(constants["normalize.std"].flatten(), torch.tensor(IMAGENET_NORMALIZE[1]))
+    assert network(model) is model.model
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_there_is_no_stochastic_depth_unless_asked_for(name):
+    def drops(rate: float) -> list[float]:
+        with torch.device("meta"):
+            model = build_model(name, stem="conv", num_classes=2, drop_path=rate)
+        return [module.drop_prob for module in model.modules() if isinstance(module, timm.layers.DropPath)]
+
+    assert drops(0.0) == []
+    assert max(drops(0.1)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "convnext_tinny"}, "did you mean 'convnext_tiny'"),
+        ({"name": "convnext_tiny_cvst"}, "Write name 'convnext_tiny' and stem 'conv'"),
+        ({"stem": "convstem"}, "model.stem: no such stem"),
+        ({"num_classes": 0}, "num_classes"),
+        ({"resolution": 16}, "resolution: .* at least 32"),
+        ({"name": "vit_small", "resolution": 100}, "a multiple of 16"),
+        ({"dept": 3}, "did you mean 'depth'"),
+        ({"embed_dim": 32}, "cannot be built with these options"),
+        ({"dims": [32, 48]}, "cannot be built with these options"),
+        ({"checkpoint_path": "weights.pt"}, "no such option"),
+        ({"pretrained_cfg_overlay": {"file": "weights.pt"}}, "no such option"),
+        ({"pretrained": "fb_in1k"}, "no such weights"),
+        ({"name": "vit_small", "pretrained": "fb_in22k"}, "Known are fb_in1k"),
+        ({"name": "vit_small", "pretrained": "vit_small_patch16_224.augreg_in1k"}, "no such weights"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_line(options, message):
+    with torch.device("meta"), pytest.raises(UserError, match=message) as error:
+        build_model(**{"name": "convnext_micro", "num_classes": 4, **options})
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def local_deit(tmp_path, monkeypatch):
+    """timm's tag of DeiT-S, served from a file of ours instead of the network; depth is set to 1 by the callers."""
+    torch.manual_seed(11)
+    source = timm.create_model("deit_small_patch16_224", depth=1)
+    torch.nn.init.normal_(source.head.bias)
+    path = tmp_path / "deit.safetensors"
+    save_file(source.state_dict(), path)
+    tag = "deit_small_patch16_224.fb_in1k"
+    local = dataclasses.replace(timm.get_pretrained_cfg(tag), file=str(path), url="", hf_hub_id=None)
+    monkeypatch.setitem(registry._model_pretrained_cfgs, tag, local)
+    return source.state_dict()
+
+
+@pytest.mark.parametrize("tag", ["fb_in1k", "deit_small_patch16_224.fb_in1k"])
+def test_a_tag_fills_everything_but_the_conv_stem(local_deit, tag):
+    torch.manual_seed(0)
+    state = build_model("vit_small", stem="conv", pretrained=tag, depth=1).state_dict()
+    shared = [key for key in state if not key.startswith("patch_embed.proj.")]
+    assert {key for key in local_deit if not key.startswith("patch_embed.proj.")} == set(shared)
+    assert all(torch.equal(state[key], local_deit[key]) for key in shared)
+
+
+def test_a_tag_with_another_number_of_classes_leaves_the_head_fresh(local_deit):
+    state = build_model("vit_small", num_classes=5, pretrained="fb_in1k", depth=1).state_dict()
+    assert state["head.weight"].shape == (5, 384)
+    assert all(torch.equal(state[key], local_deit[key]) for key in state if not key.startswith("head."))
+
+
+def test_a_tag_at_another_resolution_is_resampled(local_deit):
+    model = build_model("vit_small", pretrained="fb_in1k", depth=1, resolution=256)
+    assert model.pos_embed.shape == (1, 1 + 16 * 16, 384)
+    assert torch.equal(model.pos_embed[:, 0], local_deit["pos_embed"][:, 0])
+
+
+def test_weights_that_cannot_be_fetched_are_one_clear_message(tmp_path, monkeypatch):
+    tag = "deit_small_patch16_224.fb_in1k"
+    absent = dataclasses.replace(
+        timm.get_pretrained_cfg(tag), file=str(tmp_path / "absent.safetensors"), url="", hf_hub_id=None
+    )
+    monkeypatch.setitem(registry._model_pretrained_cfgs, tag, absent)
+    with pytest.raises(UserError, match="could not be had"):
+        build_model("vit_small", pretrained="fb_in1k", depth=1)
+
+
+def test_pinned_tags_exist_and_are_imagenet1k():
+    assert {
+        **{f"convnext_{size}": f"convnext_{size}.fb_in1k" for size in ("tiny", "small", "base", "large")},
+        "vit_small": "deit_small_patch16_224.fb_in1k",
+        "vit_medium": "deit3_medium_patch16_224.fb_in1k",
+        "vit_base": "vit_base_patch16_224.augreg_in1k",
+    } == IMAGENET1K_TAGS
+    for tag in IMAGENET1K_TAGS.values():
+        assert timm.is_model_pretrained(tag)
+        assert check_imagenet1k_tag(tag) == tag
+
+
+@pytest.mark.parametrize("tag", ["fb_in1k", "resnet50.a1_in1k", "vit_base_patch16_224.sam_in1k", "resnet50.tv2_in1k"])
+def test_tags_of_imagenet1k_pass(tag):
+    assert check_imagenet1k_tag(tag) == tag
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["convnext_tiny", "convnext_tiny.in12k_ft_in1k", "convnext_tiny.fb_in22k", "convnext_base.fb_in22k_ft_in1k_384", "vit_base_patch16_224.mae", "convnext_base.clip_laion2b_augreg_ft_in1k", "tf_efficientnet_b0.ns_jft_in1k", "convnext_tiny.dinov3_lvd1689m", ""],
+)  # fmt: skip
+def test_other_tags_are_refused(tag):
+    with pytest.raises(UserError, match="not from ImageNet-1k alone"):
+        check_imagenet1k_tag(tag)
+
+
+@pytest.mark.parametrize("data", OTHER_DATA)
+def test_other_data_are_refused_without_the_word_finetuned(data):
+    with pytest.raises(UserError, match=f"it says '{data}'"):
+        check_imagenet1k_tag(f"net.{data}_in1k")
+
+
+def test_no_tag_that_timm_describes_as_pretrained_elsewhere_passes():
+    def passes(tag: str) -> bool:
+        try:
+            return bool(check_imagenet1k_tag(tag))
+        except UserError:
+            return False
+
+    elsewhere = ("in12k", "in21k", "in22k", "laion", "jft", "openai", "lvd", "ig1b", "yfcc")
+    assert [tag for tag in timm.list_pretrained() if passes(tag) and any(word in tag for word in elsewhere)] == []
+
+
+def test_a_tag_knows_its_own_normaliser():
+    assert tag_normalize("convnext_tiny", "fb_in1k") == IMAGENET_NORMALIZE
+    assert tag_normalize("vit_base", "augreg_in1k") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def test_where_the_stem_is():
+    for name, prefix in (("convnext_micro", "stem."), ("convnext_iso", "stem."), ("vit_small", "patch_embed.proj.")):
+        with torch.device("meta"):
+            model = build_model(name, stem="conv", num_classes=2, normalize="imagenet")
+        assert stem_prefix(model) == prefix
+        assert find_stem(model) is network(model).get_submodule(prefix[:-1])
+
+
+def test_a_model_can_be_copied():
+    model = _micro(normalize="imagenet")
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(copy.deepcopy(model)(images), model(images))

@@ -1,0 +1,208 @@
+"""The promote stage: registration, the gate's answer, and the model card."""
+
+import json
+
+import pytest
+
+from components.errors import UserError
+from components.promote.card import model_card
+from components.promote.config import PromoteConfig
+from components.promote.gate import Decision
+from components.promote.judged import judged_figure
+from components.promote.stage import run
+from components.store.registry import Registry
+
+MODEL = {
+    "name": "convnext_micro",
+    "stem": "conv",
+    "num_classes": 10,
+    "resolution": 32,
+    "normalize": None,
+    "crop_ratio": 0.875,
+}
+
+
+def row(robust, n=50, norm="Linf", eps=4 / 255, attack="AutoAttack"):
+    return {
+        "stage": "adversarial",
+        "name": "net",
+        "model": "convnext_micro",
+        "stem": "conv",
+        "dataset": "digits",
+        "resolution": 32,
+        "norm": norm,
+        "eps": eps,
+        "attack": attack,
+        "n": n,
+        "clean_accuracy": 0.96,
+        "robust_accuracy": robust / n,
+        "interval": [max(0, robust / n - 0.1), min(1, robust / n + 0.1)],
+        "details": {
+            "attack_library": "pyautoattack 0.2.0",
+            "images_digest": "d",
+            "precision": "fp32",
+            "seed": 0,
+            "batch_size": 64,
+            "targets_note": "targets capped at classes - 1 = 4: FAB-T 4 instead of 9",
+        },
+    }
+
+
+def results(robust, run_id="r", **changes):
+    return {
+        "rows": [row(robust, **changes), row(3, norm="L2", eps=2.0, attack="APGD-CE")],
+        "union": [
+            {"norms": ["Linf", "L2"], "n": 50, "resolution": 32, "robust_accuracy": 0.06, "interval": [0.02, 0.16]}
+        ],
+        "conditions": {"dataset": "digits", "model_run": run_id, "images_digest": "d", "resolutions": [32]},
+    }
+
+
+def verdicts(robust, n=50):
+    threats = [
+        {"norm": "Linf", "eps": 4 / 255, "attack": "autoattack"},
+        {"norm": "L2", "eps": 2.0, "attack": "apgd-ce"},
+    ]
+    images = [{"verdicts": ["robust" if k < robust else "APGD-CE", "robust" if k < 3 else "wrong"]} for k in range(n)]
+    return {"resolutions": [{"resolution": 32, "threats": threats, "images": images}]}
+
+
+def rules(**changes):
+    return PromoteConfig(evaluation="evaluate", model="net", **changes)
+
+
+@pytest.fixture
+def promoted(run_stage, places):
+    """`promoted(robust images, seed, **rules)`: trains, evaluates and promotes in name only; everything else is real."""
+
+    def go(robust, seed, evaluated_run=None, **changes):
+        def train(job):
+            folder = job.run.workdir / "model"
+            folder.mkdir()
+            (folder / "model.json").write_text(json.dumps(MODEL))
+            job.run.save(folder, "model")
+            return {}
+
+        def evaluate(job):
+            for name, document in (
+                ("results", results(robust, evaluated_run or job.inputs["model"].run_id)),
+                ("verdicts", verdicts(robust)),
+            ):
+                path = job.run.workdir / f"{name}.json"
+                path.write_text(json.dumps(document))
+                job.run.save(path, f"results/{name}.json")
+            return {}
+
+        config = {"data": "d", "init": "random", "model": {"name": "convnext_micro"}, "attack": {"eps": 0.1}}
+        net = run_stage("adversarial", config, {}, name="net", seed=seed, function=train)
+        judged = run_stage("evaluate", {"model": "net"}, {"model": net}, seed=seed, function=evaluate)
+        return net, go.again(net, judged, seed, **changes)
+
+    def again(net, judged, seed, **changes):
+        go.last = net, judged
+        stage = {"evaluation": "evaluate", "model": "net", "name": "digits-net", **changes}
+        return run_stage(
+            "promote",
+            stage,
+            {"model": net, "evaluation": judged},
+            seed=seed,
+            function=lambda job: run(job, Registry(places)),
+        )
+
+    go.again = again
+    return go
+
+
+def test_only_a_better_model_becomes_champion(promoted, places):
+    registry = Registry(places)
+    first, answer = promoted(30, 1)
+    assert answer.result["promoted"] is True
+    assert registry.champion("digits-net").run_id == registry.challenger("digits-net").run_id == first.run_id
+    worse, answer = promoted(25, 2)
+    assert answer.result["promoted"] is False
+    assert registry.champion("digits-net").run_id == first.run_id
+    assert registry.challenger("digits-net").run_id == worse.run_id
+    assert any("-10.0 points" in reason for reason in answer.result["reasons"])
+    better, answer = promoted(45, 3, significant=True)
+    assert answer.result["promoted"] is True
+    assert registry.champion("digits-net").run_id == better.run_id
+    assert registry.get("digits-net", "previous").run_id == first.run_id
+    decision = json.loads(answer.path("decision.json").read_text())
+    assert decision["difference"]["only_first"] == 15
+    assert decision["conditions"]["images_digest"] == "d"
+    assert "Promoted to champion" in answer.path("model_card.md").read_text()
+
+
+def test_judging_the_champion_again_leaves_it_champion(promoted, places):
+    net, first = promoted(30, 1)
+    answer = promoted.again(*promoted.last, 1, significant=True, margin=0.5)
+    assert answer.result["promoted"] is True
+    assert answer.result["version"] == first.result["version"]
+    registry = Registry(places)
+    assert registry.champion("digits-net").run_id == net.run_id
+    assert registry.get("digits-net", "previous") is None
+
+
+def test_an_evaluation_of_another_model_is_refused(promoted):
+    with pytest.raises(UserError, match="'evaluate' did not measure the model of 'net'"):
+        promoted(30, 1, evaluated_run="somebody else's")
+
+
+def test_the_judged_figure_is_the_one_that_was_named():
+    found = judged_figure(results(30), verdicts(30), rules())
+    assert (found.norm, found.robust_accuracy, sum(found.robust), len(found.robust)) == ("Linf", 0.6, 30, 50)
+    other = judged_figure(results(30), verdicts(30), rules(norm="L2", eps="2"))
+    assert (other.norm, other.attack, sum(other.robust)) == ("L2", "APGD-CE", 3)
+    with pytest.raises(UserError, match=r"no figure to judge.*Linf 0\.0156863 by AutoAttack, L2 2 by APGD-CE"):
+        judged_figure(results(30), verdicts(30), rules(norm="L1"))
+
+
+def test_the_strongest_attack_on_a_threat_is_judged():
+    document = results(30)
+    document["rows"].insert(0, row(40, attack="APGD-CE"))
+    assert judged_figure(document, verdicts(30), rules()).robust_accuracy == 0.6
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "-x", "a b"])
+def test_names_that_no_registry_takes_are_refused(name):
+    with pytest.raises(ValueError, match="registry takes letters"):
+        rules(name=name)
+
+
+def card(**changes):
+    given = {
+        "name": "digits-net",
+        "model": MODEL,
+        "results": results(30),
+        "decision": Decision(False, ["clean accuracy fine"], ["robust accuracy too low"]),
+        "intended_use": "reading digits",
+        "lineage": {"run": "abc"},
+    }
+    return model_card(**{**given, **changes})
+
+
+def test_the_card_says_figures_with_conditions_use_and_decision():
+    text = card()
+    assert "| 32 px | Linf | 4/255 | AutoAttack | 50 | 96.0 % | 60.0 % | 50.0 % to 70.0 % |" in text
+    assert "| 32 px | L2 | 2 | APGD-CE | 50 | 96.0 % | 6.0 % |" in text
+    for needed in (
+        "reading digits",
+        "not certified",
+        "targets capped",
+        "Worst case over Linf, L2",
+        "- images digest: d",
+        "- run: abc",
+        "floor(resolution / 0.875)",
+        "no normaliser",
+    ):
+        assert needed in text, needed
+    assert text.index("no: robust accuracy too low") < text.index("yes: clean accuracy fine")
+    assert "stays challenger" in text
+    assert "No use beyond that was stated" in card(intended_use="")
+
+
+def test_names_cannot_write_markup_into_the_card():
+    text = card(intended_use="<script>alert(1)</script> | [x](http://y) `code`\n# heading")
+    assert "<script>" not in text
+    assert "\n# heading" not in text
+    assert "\\[x\\]" in text

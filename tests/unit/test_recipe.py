@@ -1,0 +1,130 @@
+"""Recipes: what loads, in which order, and what is said about each mistake."""
+
+import pytest
+
+from components.errors import UserError
+from pipeline.recipe import build, load, names
+from tests.recipes import SMALL, small
+
+
+def test_parents_come_first_and_roles_are_filled():
+    recipe = build(small())
+    assert list(recipe.stages) == ["digits", "pretrain", "adversarial", "evaluate"]
+    assert recipe.stages["adversarial"].parents == {"data": "digits", "init": "pretrain"}
+    assert recipe.stages["evaluate"].parents == {"model": "adversarial", "data": "digits"}
+    assert recipe.stages["adversarial"].config.attack.eps == pytest.approx(4 / 255)
+
+
+@pytest.mark.parametrize("name", sorted(names()))
+def test_every_recipe_of_the_project_loads_and_names_itself(name):
+    recipe = load(name)
+    assert recipe.name == name
+    assert recipe.head.summary
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (small(adversarial={"epoch": 3}), "stages.adversarial.epoch: unknown key, did you mean 'epochs'? (got 3)"),
+        (
+            small(adversarial={"attack": {"epss": 1}}),
+            "stages.adversarial.attack.epss: unknown key, did you mean 'eps'?",
+        ),
+        (small(adversarial={"attack": {"eps": 8}}), "stages.adversarial.attack.eps"),
+        (small(adversarial={"attack": {"eps": -0.1}}), "stages.adversarial.attack.eps"),
+        (
+            small(adversarial={"init": "pretran"}),
+            "stages.adversarial.init: this stage needs one that is missing, did you mean 'pretrain'?",
+        ),
+        (small(adversarial={"data": "pretrain"}), "a stage of kind pretrain cannot stand here"),
+        (small(adversarial={"label_smoothing": 0.7}), "stages.adversarial.label_smoothing"),
+        (small(pretrain={"kind": "pretraim"}), "stages.pretrain.kind: unknown kind of stage, did you mean 'pretrain'?"),
+        (small(evaluate={"threats": [{"norm": "L3", "eps": 1}]}), "stages.evaluate.threats.0.norm"),
+        ({"name": "x", "stages": {}}, "stages: a recipe needs stages"),
+        (
+            {"name": "x", "sed": 1, "stages": {"digits": {"kind": "encode", "source": "digits"}}},
+            "sed: unknown key, did you mean 'seed'?",
+        ),
+        ({"name": "x", "stages": {"Digits!": {"kind": "encode", "source": "digits"}}}, "a stage's name has at most 36"),
+        (
+            {
+                "name": "x",
+                "stages": {
+                    "d": {"kind": "encode", "source": "digits"},
+                    "a": {"kind": "adversarial", "data": "d", "init": "b"},
+                    "b": {"kind": "adversarial", "data": "d", "init": "a"},
+                },
+            },
+            "these stages need each other in a circle",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_with_field_and_remedy(document, said):
+    with pytest.raises(UserError) as caught:
+        build(document)
+    message = str(caught.value)
+    assert message.startswith(said) or said in message
+    assert "\n" not in message
+    assert caught.value.remedy
+
+
+def test_kind_follows_from_the_first_word_of_the_name():
+    document = small()
+    document["stages"]["adversarial-patch"] = document["stages"].pop("adversarial")
+    document["stages"]["evaluate"]["model"] = "adversarial-patch"
+    assert build(document).stages["adversarial-patch"].kind.name == "adversarial"
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(UserError, match="unknown recipe, did you mean 'quickstart'"):
+        load("quickstrat")
+
+
+def test_extends_merges_and_null_removes(tmp_path):
+    (tmp_path / "base.yaml").write_text(SMALL)
+    path = tmp_path / "more.yaml"
+    path.write_text("extends: base.yaml\nname: more\nstages:\n  adversarial: {epochs: 4}\n  evaluate: null\n")
+    recipe = load(str(path))
+    assert recipe.name == "more"
+    assert recipe.head.seed == 3
+    assert recipe.stages["adversarial"].config.epochs == 4
+    assert recipe.stages["adversarial"].config.attack.eps == pytest.approx(4 / 255)
+    assert "evaluate" not in recipe.stages
+
+
+def test_circle_of_extends_is_said(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(UserError, match="circle"):
+        load(str(tmp_path / "a.yaml"))
+
+
+def test_yaml_mistake_names_the_line(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("name: x\nstages: [\n")
+    with pytest.raises(UserError, match=r"bad\.yaml:\d+: this is not YAML"):
+        load(str(path))
+
+
+def test_overrides_reach_stages_and_head(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    recipe = load(str(path), ["adversarial.epochs=7", "seed=9", "stages.adversarial.attack.eps=8/255"])
+    assert recipe.stages["adversarial"].config.epochs == 7
+    assert recipe.stages["adversarial"].config.attack.eps == pytest.approx(8 / 255)
+    assert recipe.head.seed == 9
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("adversaril.epochs=7", "did you mean 'adversarial'"),
+        ("adversarial.epochs", "KEY=VALUE"),
+        ("adversarial.epohcs=7", "did you mean 'epochs'"),
+    ],
+)
+def test_override_mistakes(tmp_path, override, said):
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    with pytest.raises(UserError, match=said):
+        load(str(path), [override])

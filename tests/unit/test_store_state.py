@@ -1,0 +1,170 @@
+"""A stage's state: what makes a finished run trustworthy, and what makes it refused."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from components.errors import UserError
+from components.store.job import ParentRef, StageSpec, execute
+from components.store.objects import ObjectStore
+from components.store.tracking import Tracking
+
+PRINT = "ab" * 32
+
+
+def work(job):
+    path = job.run.workdir / "numbers.json"
+    path.write_text("[1, 2, 3]")
+    job.run.save(path, "sub/numbers.json")
+    job.run.log_metrics({"accuracy": 0.5, "broken": float("nan")}, step=2)
+    return {"sum": 6}
+
+
+@pytest.fixture
+def tracking(places):
+    return Tracking(places)
+
+
+@pytest.fixture
+def spec(tracking):
+    spec = StageSpec(name="adversarial", kind="adversarial", config={"eps": 0.1}, seed=1, fingerprint=PRINT)
+    return spec.model_copy(update={"run_id": tracking.begin(spec)})
+
+
+def parent(spec):
+    return ParentRef(name=spec.name, kind=spec.kind, run_id=spec.run_id, fingerprint=spec.fingerprint)
+
+
+def test_unknown_fingerprint_is_absent(tracking):
+    assert tracking.find(PRINT).state == "absent"
+
+
+def test_finished_run_is_found_and_read(tracking, spec, places):
+    assert tracking.find(PRINT).state == "interrupted"
+    execute(spec, places, work)
+    found = tracking.find(PRINT)
+    assert (found.state, found.run_id) == ("complete", spec.run_id)
+    read = tracking.finished(parent(spec), "init")
+    assert read.result == {"sum": 6}
+    assert read.config == {"eps": 0.1}
+    assert json.loads(read.path("sub/numbers.json").read_text()) == [1, 2, 3]
+    assert [p.name for p in read.path("sub").iterdir()] == ["numbers.json"]
+
+
+def test_non_finite_metrics_are_left_out(tracking, spec, places):
+    execute(spec, places, work)
+    assert tracking.client.get_run(spec.run_id).data.metrics == {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove", "manifest", "manifest-gone"])
+def test_damaged_outputs_are_not_reused(tracking, spec, places, damage):
+    execute(spec, places, work)
+    folder = tracking.artifacts(tracking.client.get_run(spec.run_id)).folder
+    output, manifest = folder / "sub/numbers.json", folder / "manifest-of-outputs.json"
+    {
+        "cut": lambda: output.write_text("[1"),
+        "flip": lambda: output.write_text("[1, 2, 4]"),
+        "remove": output.unlink,
+        "manifest": lambda: manifest.write_text(manifest.read_text().replace("numbers", "number5")),
+        "manifest-gone": manifest.unlink,
+    }[damage]()
+    found = tracking.find(PRINT)
+    assert found.state == "absent"
+    assert found.reason
+
+
+def test_reader_refuses_a_changed_output(tracking, spec, places):
+    execute(spec, places, work)
+    read = tracking.finished(parent(spec), "init")
+    (read.artifacts.folder / "sub/numbers.json").write_text("[1, 2, 4]")
+    with pytest.raises(UserError, match=r"numbers\.json has another sha256"):
+        read.path("sub/numbers.json")
+    with pytest.raises(UserError, match="missing"):
+        read.path("nothing.json")
+
+
+def test_failed_stage_says_why_and_is_continued(tracking, spec, places):
+    def broken(job):
+        (job.run.workdir / "kept").write_text("from the first try")
+        raise UserError("no such thing", where="here", remedy="mend it")
+
+    with pytest.raises(UserError):
+        execute(spec, places, broken)
+    found = tracking.find(PRINT)
+    assert (found.state, found.run_id) == ("interrupted", spec.run_id)
+    assert found.reason == "here: no such thing. mend it."
+    again = spec.model_copy(update={"run_id": tracking.begin(spec, adopt=found.run_id)})
+    seen = {}
+
+    def second(job):
+        seen.update(attempt=job.run.attempt, kept=(job.run.workdir / "kept").read_text())
+        return {}
+
+    execute(again, places, second)
+    assert seen == {"attempt": 2, "kept": "from the first try"}
+    assert tracking.find(PRINT).run_id == spec.run_id
+
+
+def test_unfinished_parent_is_refused(tracking, spec):
+    with pytest.raises(UserError, match="not complete"):
+        tracking.finished(parent(spec))
+
+
+def test_earliest_complete_run_wins(tracking, spec, places):
+    second = spec.model_copy(update={"run_id": tracking.begin(spec)})
+    execute(second, places, work)
+    execute(spec, places, work)
+    assert tracking.find(PRINT).run_id == spec.run_id
+
+
+def test_checkpoints_are_no_outputs(tracking, spec, places):
+    def keeps(job):
+        path = job.run.workdir / "state.bin"
+        path.write_bytes(b"x")
+        job.run.save(path, "checkpoints/00000001/state.bin")
+        return {}
+
+    execute(spec, places, keeps)
+    artifacts = tracking.artifacts(tracking.client.get_run(spec.run_id))
+    assert artifacts.fetch("checkpoints/00000001/state.bin").read_bytes() == b"x"
+    assert not [name for name in artifacts.manifest() if name.startswith("checkpoints")]
+
+
+def test_lost_object_means_the_stage_is_not_reused(tracking, spec, places):
+    refs = []
+
+    def stores(job):
+        path = job.run.workdir / "train.beton"
+        path.write_bytes(b"x" * 100)
+        refs.append(job.objects.put(path, "data/train.beton"))
+        return {}
+
+    execute(spec, places, stores)
+    assert tracking.find(PRINT).state == "complete"
+    Path(refs[0].uri).write_bytes(b"x" * 99)
+    found = tracking.find(PRINT)
+    assert found.state == "absent"
+    assert "train.beton is missing or has another size" in found.reason
+
+
+def test_full_disk_is_said_as_something_to_mend(tracking, spec, places):
+    def full(job):
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/weights.safetensors")
+
+    with pytest.raises(UserError, match=r"/somewhere/weights\.safetensors: no space is left.*ROBUSTRAIN_HOME"):
+        execute(spec, places, full)
+    assert tracking.find(PRINT).state == "interrupted"
+
+
+def test_object_that_has_changed_is_refused_when_read(tmp_path):
+    store = ObjectStore(str(tmp_path / "objects"), tmp_path / "cache")
+    (tmp_path / "file").write_bytes(b"abc")
+    ref = store.put(tmp_path / "file", "a/b")
+    assert store.get(ref).read_bytes() == b"abc"
+    Path(ref.uri).write_bytes(b"abd")
+    with pytest.raises(UserError, match="another sha256"):
+        store.get(ref)
+    store.put(tmp_path / "file", "a/b")
+    assert store.get(ref).read_bytes() == b"abc"
