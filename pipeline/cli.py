@@ -51,13 +51,16 @@ def run(
     again: Again = None,
     on: Annotated[str, typer.Option("--on", help="where: `here`, or `kubeflow`")] = "here",
     wait: Annotated[bool, typer.Option(help="on kubeflow: stay until the run has ended")] = True,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=0, help="here: stages at once; 0: two, or one where they share a GPU")
+    ] = 0,
 ) -> None:
     """Run a recipe: finished stages are reused, interrupted ones continued, the rest is done."""
     chosen = _load(recipe, overrides, again)
     if on == "kubeflow":
         _run_on_kubeflow(chosen, wait)
     elif on == "here":
-        _run_here(chosen, tuple(again or ()))
+        _run_here(chosen, tuple(again or ()), jobs)
     else:
         raise UserError("unknown place", where="--on", value=on, remedy="use `here` or `kubeflow`")
 
@@ -183,7 +186,7 @@ def _load(recipe: str, overrides: list[str] | None, again: list[str] | None = No
     return chosen
 
 
-def _run_here(recipe: Recipe, again: tuple[str, ...]) -> None:
+def _run_here(recipe: Recipe, again: tuple[str, ...], jobs: int) -> None:
     from components.store.places import Places
     from pipeline.display import Display
     from pipeline.local import run_here
@@ -196,7 +199,7 @@ def _run_here(recipe: Recipe, again: tuple[str, ...]) -> None:
     display = Display(recipe, console)
     try:
         with display.shown():
-            outcome = run_here(recipe, places, again=again, watch=display.update)
+            outcome = run_here(recipe, places, again=again, jobs=jobs, watch=display.update)
     except KeyboardInterrupt:
         console.print("stopped. Start again to go on: complete stages are reused, the interrupted one continues.")
         raise typer.Exit(130) from None

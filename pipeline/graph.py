@@ -6,16 +6,15 @@ KFP's own cache stays off: it does not see the code of the installed package, an
 """
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, List  # noqa: UP035 - KFP wants typing.List
 
 from kfp import compiler, dsl
 
-from components.fingerprint import canonical_json
 from pipeline import cluster_step
-from pipeline.recipe import Recipe, Stage
+from pipeline.order import order_of
+from pipeline.recipe import Recipe
 
 IMAGE = "robustrain/pipeline:0.1.0"
 STEP_CPU, STEP_MEMORY = "1", "4Gi"
@@ -30,15 +29,6 @@ def stage(order: str, parents: List[str], pipeline_run: str) -> str:  # noqa: UP
     from pipeline.step import run_step
 
     return run_step(order, parents, pipeline_run)
-
-
-def order_of(node: Stage, recipe: Recipe) -> str:
-    """What a step is told about its stage, as canonical JSON; `parents` lists (role, name, kind) in task order."""
-    parents = [[role, name, recipe.stages[name].kind.name] for role, name in node.parents.items()]
-    config = json.loads(node.config.model_dump_json())
-    return canonical_json(
-        {"name": node.name, "kind": node.kind.name, "config": config, "seed": recipe.head.seed, "parents": parents}
-    )
 
 
 def build(recipe: Recipe, image: str = IMAGE, *, retry: bool = True) -> Callable[..., Any]:

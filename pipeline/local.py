@@ -1,4 +1,4 @@
-"""Runs the graph on this machine: KFP's local runner in a child process of its own, beside a warm host.
+"""Runs the graph on this machine: KFP's local runner and a crew ahead of it, in a child process, beside a warm host.
 
 The child is the leader of a process session, so that one signal to its group ends everything that was started. KFP's
 output goes to a log file; what people see comes from the stages' live files.
@@ -19,14 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.cores import CORES_VARIABLE, available_cores
 from components.errors import UserError
 from components.launch import warm
 from components.store.claims import only_run_in
 from components.store.digests import write_json
 from components.store.places import Places
 from components.store.progress import LIVE_VARIABLE
+from pipeline.crew import Crew, lanes_for
+from pipeline.handover import HANDOVER_VARIABLE
+from pipeline.order import order_of
 from pipeline.recipe import Recipe, build
-from pipeline.step import AGAIN_VARIABLE
+from pipeline.step import AGAIN_VARIABLE, bring_to_completion
 
 GRACE_SECONDS = 3.0
 """How long the processes have to end by themselves before they are killed."""
@@ -42,16 +46,23 @@ class Outcome:
     log: Path
 
     def failed(self) -> dict[str, Any] | None:
-        """The report of the stage that failed, if one did."""
-        return next((s for s in self.stages.values() if s.get("state") == "failed"), None)
+        """The report of the stage that failed, if one did; of several the first, whose end was the others'."""
+        failed = [report for report in self.stages.values() if report.get("state") == "failed"]
+        return min(failed, key=lambda report: report["time"], default=None)
 
 
 def run_here(
-    recipe: Recipe, places: Places, *, again: tuple[str, ...] = (), watch: Callable[[dict[str, Any]], None]
+    recipe: Recipe,
+    places: Places,
+    *,
+    again: tuple[str, ...] = (),
+    jobs: int = 0,
+    watch: Callable[[dict[str, Any]], None],
 ) -> Outcome:
     """Runs a recipe to its end.
 
     Args:
+        jobs: stages at once; 0: as `pipeline.crew.lanes_for` says.
         again: stages to run even where a finished run could be reused.
         watch: called several times a second with every stage's last report, by stage name.
 
@@ -63,7 +74,7 @@ def run_here(
         folder = places.home / "live" / time.strftime("%Y%m%d-%H%M%S")
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "pipeline.log"
-        request = write_json(folder / "request.json", {"recipe": recipe.resolved(), "again": list(again)})
+        request = write_json(folder / "request.json", {"recipe": recipe.resolved(), "jobs": jobs})
         environment = {**os.environ, **places.environment(), LIVE_VARIABLE: str(folder), "PYTHONUNBUFFERED": "1"}
         environment[AGAIN_VARIABLE] = ",".join(again)
         with log.open("wb") as output:
@@ -160,7 +171,7 @@ def close_run(run_id: str, state: str) -> None:
 
 
 def main(request: Path) -> None:
-    """The child: starts the host, opens the parent run, lets KFP run the graph."""
+    """The child: starts the host, opens the parent run, works ahead, and lets KFP run the graph."""
     asked = json.loads(request.read_text())
     recipe, folder = build(asked["recipe"]), request.parent
     log = folder / "tracking.log"
@@ -171,11 +182,25 @@ def main(request: Path) -> None:
         os.environ["ROBUSTRAIN_PIPELINE_RUN"] = run_id
         state = "failed"
         try:
+            _work_ahead(recipe, run_id, folder, asked["jobs"])
             _run_graph(recipe, run_id, folder / "kfp")
             state = "complete"
         finally:
             with contextlib.suppress(warm.CallFailed):
                 warm.call("pipeline.local:close_run", log, run_id=run_id, state=state)
+
+
+def _work_ahead(recipe: Recipe, run_id: str, folder: Path, jobs: int) -> Crew:
+    """Starts the crew; KFP's steps, which inherit this environment, take what it hands over."""
+    lanes = lanes_for(recipe, jobs)
+    os.environ[CORES_VARIABLE] = str(max(1, available_cores() // lanes))
+
+    def bring(name: str, parents: list[str]) -> str:
+        return bring_to_completion(order_of(recipe.stages[name], recipe), parents, run_id)
+
+    crew = Crew(recipe, folder, bring, lanes)
+    os.environ[HANDOVER_VARIABLE] = str(folder)
+    return crew
 
 
 def _run_graph(recipe: Recipe, run_id: str, root: Path) -> None:

@@ -73,6 +73,7 @@ class StageKind:
         roles: configuration field -> what may stand there.
         digest: `module:function` that digests the stage's source data; only for kinds that read raw data.
         retries: how often KFP tries the step again; a retry continues from the last complete checkpoint.
+        nice: how far the stage gives way, on one machine, to stages that others wait for.
     """
 
     name: str
@@ -86,6 +87,7 @@ class StageKind:
     resources: Resources = field(default_factory=Resources)
     retries: int = 1
     preload: tuple[str, ...] = ()
+    nice: int = 0
 
     @property
     def room(self) -> str:
@@ -143,6 +145,7 @@ def _attacking(name: str, summary: str, config: type[BaseModel]) -> StageKind:
         roles={"model": _MODEL, "data": Role(frozenset({"encode"}), required=False)},
         resources=_ATTACK_SIZE,
         preload=HEAVY,
+        nice=5,
     )
 
 

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from components.errors import UserError
 from components.fingerprint import fingerprint, fingerprinted
@@ -20,6 +20,8 @@ from components.store.claims import claim
 from components.store.job import ParentRef, StageSpec, execute
 from components.store.places import Places
 from components.store.progress import Progress
+from pipeline.handover import HANDOVER_VARIABLE, take
+from pipeline.order import Order
 from pipeline.stages import STAGES, StageKind
 
 LAUNCHER_VARIABLE = "ROBUSTRAIN_LAUNCHER"
@@ -28,19 +30,18 @@ AGAIN_VARIABLE = "ROBUSTRAIN_AGAIN"
 """Comma-separated stage names that must run even where a finished run could be reused."""
 
 
-class Order(BaseModel):
-    """One stage of a compiled pipeline, as `pipeline.graph.order_of` wrote it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    kind: str
-    config: dict[str, Any]
-    seed: int
-    parents: list[tuple[str, str, str]] = []
-
-
 def run_step(order: str, parents: list[str], pipeline_run: str = "") -> str:
-    """Brings one stage to completion and returns `<run id>/<fingerprint>`.
+    """What a KFP step does: takes the stage from the crew that works ahead on this machine, or brings it to completion.
+
+    Args and errors: as of `bring_to_completion`.
+    """
+    if folder := os.environ.get(HANDOVER_VARIABLE):
+        return take(Path(folder), Order.model_validate_json(order).name)
+    return bring_to_completion(order, parents, pipeline_run)
+
+
+def bring_to_completion(order: str, parents: list[str], pipeline_run: str = "") -> str:
+    """Brings one stage to completion and returns its token, `<run id>/<fingerprint>`.
 
     Args:
         order: JSON of an `Order`.
@@ -56,7 +57,7 @@ def run_step(order: str, parents: list[str], pipeline_run: str = "") -> str:
     log = places.logs / (run or "no-pipeline") / f"{what.name}.log"
     progress = Progress(what.name)
     try:
-        done = _bring_to_completion(what, parents, run, log, places)
+        done = _done(what, parents, run, log, places)
     except BaseException as error:
         progress.state("failed", error=str(error), user=isinstance(error, UserError), log=str(log))
         raise
@@ -73,7 +74,7 @@ def _cluster_run(places: Places) -> str:
     return Tracking(places).cluster_run(kfp_run) if kfp_run else ""
 
 
-def _bring_to_completion(what: Order, parents: list[str], run: str, log: Path, places: Places) -> dict[str, str]:
+def _done(what: Order, parents: list[str], run: str, log: Path, places: Places) -> dict[str, str]:
     spec = specify(what, parents, run, places.cache)
     kind, progress = STAGES[spec.kind], Progress(what.name)
     # The lock is held by this step, whose death frees it; on a cluster the RayJob's name is the claim instead.
@@ -149,7 +150,7 @@ def launch(spec: StageSpec, kind: StageKind, log: Path) -> None:
             settings=rayjob.RayJobSettings.from_environment(),
         )
         return
-    warm.call("pipeline.step:work", log, preload=kind.preload, spec=spec.model_dump())
+    warm.call("pipeline.step:work", log, preload=kind.preload, nice=kind.nice, spec=spec.model_dump())
 
 
 def work(spec: dict[str, Any]) -> None:

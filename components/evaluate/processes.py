@@ -131,11 +131,6 @@ class Processes:
                 return
 
 
-def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _next(waiting: deque[int]) -> int | None:
     try:
         return waiting.popleft()

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from components.cores import available_cores
 from components.errors import UserError
 from components.evaluate import unit_file
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.memory import keep_freed_memory
-from components.evaluate.processes import Processes, Report, available_cores
+from components.evaluate.processes import Processes, Report
 from components.evaluate.workload import Workload, blocks
 
 RAY_VARIABLE = "RAY_ADDRESS"

@@ -5,9 +5,9 @@ of its own. The host imports them once; a fork costs milliseconds. It stays sing
 that forking is safe: no OpenMP region has run and no data base is open when a child begins.
 
 Protocol, over a Unix stream socket, one call a connection: the caller sends one JSON line
-`{"call": "module:function", "kwargs": {...}, "preload": [...], "environment": {...}}` with the descriptor of its log
-file; the child answers with one JSON line, `{"result": ...}` or `{"error": {"kind", "text"}}`. A connection that closes
-without an answer means that the child died.
+`{"call": "module:function", "kwargs": {...}, "preload": [...], "nice": 0, "environment": {...}}` with the descriptor of
+its log file; the child answers with one JSON line, `{"result": ...}` or `{"error": {"kind", "text"}}`. A connection
+that closes without an answer means that the child died.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class CallFailed(RuntimeError):
     """The called function raised (its traceback is in the log), or its process died."""
 
 
-def call(address: str, log: Path, *, preload: Sequence[str] = (), **kwargs: Any) -> Any:
+def call(address: str, log: Path, *, preload: Sequence[str] = (), nice: int = 0, **kwargs: Any) -> Any:
     """Runs `module:function(**kwargs)` and returns its JSON-able result.
 
     In a child of the warm host where `ROBUSTRAIN_WARM` names one, else in this process.
@@ -53,6 +53,7 @@ def call(address: str, log: Path, *, preload: Sequence[str] = (), **kwargs: Any)
     Args:
         log: file that receives the function's standard output and error; only used with a host.
         preload: modules that the host imports (once) before it forks.
+        nice: how far the child gives way to others; only used with a host.
 
     Raises:
         UserError: as the function raised it.
@@ -62,7 +63,7 @@ def call(address: str, log: Path, *, preload: Sequence[str] = (), **kwargs: Any)
     if not host:
         module, _, function = address.partition(":")
         return getattr(importlib.import_module(module), function)(**kwargs)
-    request = {"call": address, "kwargs": kwargs, "preload": list(preload), "environment": _environment()}
+    request = {"call": address, "kwargs": kwargs, "preload": list(preload), "nice": nice, "environment": _environment()}
     log.parent.mkdir(parents=True, exist_ok=True)
     with socket.socket(socket.AF_UNIX) as connection, log.open("ab") as file:
         connection.connect(host)
@@ -174,6 +175,7 @@ def _child(connection: socket.socket, descriptor: int, request: dict[str, Any]) 
     _die_with_parent()
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    os.nice(request["nice"])
     os.environ.update(request["environment"])
     os.environ.pop(SOCKET_VARIABLE, None)
     status = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from components.cores import stage_cores
 from components.data.augment import HeavyAugmentation
 from components.data.crop import CenterCrop, RandomCrop
 from components.data.loader import Batch, Loader, open_loader
@@ -58,7 +58,7 @@ class TrainImages:
             "seed": seed,
             "rank": world.rank,
             "world": world.size,
-            "threads": config.threads or os.cpu_count() or 1,
+            "threads": config.threads or stage_cores(),
         }
         crops = config.augment != "none"
         self.train: Loader = open_loader(

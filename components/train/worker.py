@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from components.cores import stage_cores
 from components.errors import UserError
 from components.store.places import Places
 from components.train.world import World
@@ -62,6 +63,8 @@ def _fit_here(work: Work, job: StageJob, device: str) -> dict[str, Any]:
     from ray.train.torch import TorchTrainer
 
     world = World(device=_device(device, local_rank=0))
+    if world.device.type == "cpu":
+        torch.set_num_threads(stage_cores())
     box: dict[str, Any] = {}
 
     def loop() -> None:

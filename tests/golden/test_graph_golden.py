@@ -65,8 +65,7 @@ def test_kfp_protobuf_reads_it(compiled):
 
 
 def test_order_carries_the_whole_configuration(compiled):
-    from pipeline.graph import order_of
-    from pipeline.step import Order
+    from pipeline.order import Order, order_of
 
     recipe = load("quickstart")
     for stage in recipe.stages.values():

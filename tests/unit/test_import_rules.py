@@ -16,10 +16,11 @@ ALLOWED = {
     "launch": {"launch", "store", "errors", "fingerprint"},
     "data": {"data", "errors", "fingerprint", "store"},
     **{
-        room: {room, "errors", "fingerprint", "radius", "store", "data", "models", "attack"}
+        room: {room, "errors", "cores", "fingerprint", "radius", "store", "data", "models", "attack"}
         for room in STAGE_ROOMS - {"data"}
     },
     "errors": {"errors"},
+    "cores": {"cores"},
     "fingerprint": {"fingerprint", "errors"},
     "radius": {"radius"},
 }
@@ -79,7 +80,9 @@ def breaches(path, names):
 def _component_breach(relative, room, parts):
     other, is_config = parts[1], len(parts) > 2 and parts[2] == "config"
     if room == "pipeline":
-        if other not in {"errors", "fingerprint", "store", "launch"} and not (other in STAGE_ROOMS and is_config):
+        if other not in {"errors", "cores", "fingerprint", "store", "launch"} and not (
+            other in STAGE_ROOMS and is_config
+        ):
             yield f"{relative} imports {'.'.join(parts)}"
     elif room != "__init__" and other not in ALLOWED[room]:
         yield f"{relative} imports {'.'.join(parts)}"

@@ -6,7 +6,7 @@ from components.errors import UserError
 from components.store.job import StageSpec, execute
 from components.store.tracking import Tracking
 from pipeline import step
-from pipeline.graph import order_of
+from pipeline.order import order_of
 from pipeline.recipe import build
 from pipeline.stages import STAGES
 from tests.recipes import small

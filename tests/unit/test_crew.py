@@ -1,0 +1,98 @@
+"""The crew that works ahead: every stage after its parents, side by side, the longest way first, no start after a failure."""
+
+import threading
+
+import pytest
+
+from components.errors import UserError
+from components.launch.warm import CallFailed
+from pipeline import crew as rooms
+from pipeline.handover import take
+from pipeline.recipe import build
+from tests.recipes import small
+
+EVALUATION = {"model": "adversarial", "n": 10, "threats": [{"eps": 0.1, "attack": "apgd-ce"}]}
+
+
+def recipe(**changes):
+    document = small(**changes)
+    document["stages"]["evaluate"] = EVALUATION
+    document["stages"]["evaluate-clean"] = {**EVALUATION, "model": "pretrain"}
+    return build(document)
+
+
+def test_every_stage_comes_after_its_parents_and_gets_their_tokens(tmp_path):
+    chosen, seen = recipe(), {}
+
+    def bring(name, parents):
+        seen[name] = parents
+        return f"run-of-{name}/print"
+
+    rooms.Crew(chosen, tmp_path, bring, lanes=2)
+    for name, stage in chosen.stages.items():
+        assert take(tmp_path, name) == f"run-of-{name}/print"
+        assert seen[name] == [f"run-of-{parent}/print" for parent in stage.parents.values()]
+
+
+def test_stages_that_do_not_need_each_other_run_side_by_side(tmp_path):
+    both = threading.Barrier(2, timeout=20)
+
+    def bring(name, parents):
+        if name in ("adversarial", "evaluate-clean"):
+            both.wait()
+        return name
+
+    rooms.Crew(recipe(), tmp_path, bring, lanes=2)
+    assert take(tmp_path, "evaluate-clean") == "evaluate-clean"
+    assert take(tmp_path, "adversarial") == "adversarial"
+
+
+def test_one_lane_takes_the_longest_way_first(tmp_path):
+    order = []
+
+    def bring(name, parents):
+        order.append(name)
+        return name
+
+    rooms.Crew(recipe(), tmp_path, bring, lanes=1)
+    for name in recipe().stages:
+        take(tmp_path, name)
+    assert order.index("adversarial") < order.index("evaluate-clean")
+
+
+def test_after_a_failure_nothing_new_begins_and_the_cause_is_handed_on(tmp_path):
+    begun = []
+
+    def bring(name, parents):
+        begun.append(name)
+        if name == "pretrain":
+            raise UserError("the images are blue", where="pretrain", remedy="paint them")
+        return name
+
+    working = rooms.Crew(recipe(), tmp_path, bring, lanes=1)
+    with pytest.raises(UserError, match=r"pretrain: the images are blue. paint them."):
+        take(tmp_path, "pretrain")
+    assert working.failed == "pretrain"
+    assert "adversarial" not in begun
+
+
+def test_a_crash_is_not_handed_on_as_the_persons_mistake(tmp_path):
+    def bring(name, parents):
+        raise CallFailed("its process was killed")
+
+    rooms.Crew(recipe(), tmp_path, bring, lanes=1)
+    with pytest.raises(CallFailed, match="killed"):
+        take(tmp_path, "digits")
+
+
+def test_lanes_leave_a_ray_and_a_gpu_to_one_stage(monkeypatch):
+    monkeypatch.setattr(rooms, "available_cores", lambda: 8)
+    monkeypatch.setattr(rooms, "gpus_here", lambda: 0)
+    assert rooms.lanes_for(recipe()) == 2
+    assert rooms.lanes_for(recipe(), wanted=5) == 5
+    assert rooms.lanes_for(recipe(adversarial={"workers": 2})) == 1
+    monkeypatch.setattr(rooms, "gpus_here", lambda: 1)
+    assert rooms.lanes_for(recipe()) == 1
+    monkeypatch.setattr(rooms, "gpus_here", lambda: 0)
+    monkeypatch.setattr(rooms, "available_cores", lambda: 1)
+    assert rooms.lanes_for(recipe()) == 1
