@@ -2,13 +2,13 @@
 
 A recipe names its stages; each has a kind from the stage table (the first word of its name, unless `kind` says so) and
 that kind's configuration. `extends` takes another
-recipe as the base, later values win, and a stage set to null is left out. `--set a.b=value` overrides single values.
+recipe as the base, later values win, and a stage set to null is left out. A `matrix` lets stages fan out over its axes
+(`pipeline.matrix`). `--set a.b=value` overrides single values (`pipeline.overrides`).
 Every mistake is one `UserError` that names the field.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.errors import UserError, nearest
-from pipeline.stages import STAGES, StageKind
+from pipeline.matrix import expand
+from pipeline.overrides import before_expansion, override
+from pipeline.stages import NAME_RULE, STAGE_NAME, STAGES, StageKind
 from pipeline.validation import explain
 
 FOLDER = Path(__file__).parent / "recipes"
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,35}")
-"""A stage's name becomes part of a Kubernetes object's name (47 characters with the fingerprint's first ten)."""
 
 
 class RecipeHead(BaseModel):
@@ -76,14 +76,18 @@ def load(recipe: str, overrides: Iterable[str] = ()) -> Recipe:
         UserError: unknown recipe, key, stage or value; a stage that needs one that is missing; a circle.
     """
     document = _read(_find(recipe))
-    for override in overrides:
-        _override(document, override)
+    general, single = before_expansion(overrides)
+    for given in general:
+        override(document, given, RecipeHead.model_fields)
+    document = expand(document)
+    for given in single:
+        override(document, given, RecipeHead.model_fields)
     return build(document)
 
 
 def build(document: Mapping[str, Any]) -> Recipe:
-    """Validates a whole document (no `extends` left in it)."""
-    document = dict(document)
+    """Validates a whole document (no `extends` left in it); a `matrix` is written out first."""
+    document = expand(document)
     stages = document.pop("stages", None) or {}
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("a recipe needs stages", where="stages", value=stages, remedy="list at least one stage")
@@ -130,37 +134,10 @@ def _merged(base: Any, over: Any) -> Any:
     return over
 
 
-def _override(document: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(
-            "an override is KEY=VALUE", where="--set", value=override, remedy="for example adversarial.lr=1e-3"
-        )
-    parts = key.split(".")
-    if parts[0] not in RecipeHead.model_fields and parts[0] != "stages":
-        stages = document.get("stages") or {}
-        if parts[0] not in stages:
-            known = [*stages, *RecipeHead.model_fields]
-            raise UserError(
-                f"no stage or field of that name{nearest(parts[0], known)}",
-                where="--set",
-                value=key,
-                remedy=f"the stages are: {', '.join(stages)}",
-            )
-        parts = ["stages", *parts]
-    place = document
-    for part in parts[:-1]:
-        if not isinstance(place.get(part), dict):
-            place[part] = {}
-        place = place[part]
-    place[parts[-1]] = yaml.safe_load(text)
-
-
 def _stage(name: str, entry: Any) -> Stage:
     where = f"stages.{name}"
-    if not _NAME.fullmatch(name):
-        what = "a stage's name has at most 36 lower-case letters, digits and hyphens and begins with a letter"
-        raise UserError(what, where=where, value=name, remedy="rename the stage")
+    if not STAGE_NAME.fullmatch(name):
+        raise UserError(NAME_RULE, where=where, value=name, remedy="rename the stage")
     if not isinstance(entry, Mapping):
         raise UserError(
             "a stage is a mapping of its fields", where=where, value=entry, remedy="write `kind: ...` below it"

@@ -7,6 +7,7 @@ their own.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,11 @@ from components.train.config import (
     TransferConfig,
 )
 from pipeline.report.config import ReportConfig
+
+STAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,35}")
+"""A stage's name becomes part of a Kubernetes object's name (47 characters with the fingerprint's first ten)."""
+NAME_RULE = "a stage's name has at most 36 lower-case letters, digits and hyphens and begins with a letter"
+"""What is said of a name that is none."""
 
 TRAINING = frozenset({"pretrain", "convstem", "adversarial", "radius", "transfer"})
 HEAVY = ("torch", "timm", "components.models", "ray.train", "mlflow.tracking")
