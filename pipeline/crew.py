@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,18 @@ class Crew:
         folder: where the results are handed over.
         bring: does one stage.
         lanes: stages at once.
+        tokens: of the stages that need no work, by name.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, bring: Bring, lanes: int) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, bring: Bring, lanes: int, tokens: Mapping[str, str] | None = None
+    ) -> None:
         self._recipe, self._folder, self._bring = recipe, folder, bring
-        self._tokens: dict[str, str] = {}
+        self._tokens = dict(tokens or {})
+        for name, token in self._tokens.items():
+            hand_over(folder, name, token)
         self._far = distances(recipe)
-        self._waiting = dict(recipe.stages)
+        self._waiting = {name: stage for name, stage in recipe.stages.items() if name not in self._tokens}
         self._ready: list[tuple[float, int, str]] = []
         self._changed = threading.Condition()
         self.failed = ""

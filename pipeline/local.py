@@ -25,12 +25,13 @@ from components.launch import warm
 from components.store.claims import only_run_in
 from components.store.digests import write_json
 from components.store.places import Places
-from components.store.progress import LIVE_VARIABLE
+from components.store.progress import LIVE_VARIABLE, Progress
 from pipeline.crew import Crew, lanes_for
 from pipeline.handover import HANDOVER_VARIABLE
 from pipeline.order import order_of
+from pipeline.plan import fingerprints
 from pipeline.recipe import Recipe, build
-from pipeline.step import AGAIN_VARIABLE, bring_to_completion
+from pipeline.step import AGAIN_VARIABLE, bring_to_completion, reusable, token
 
 GRACE_SECONDS = 3.0
 """How long the processes have to end by themselves before they are killed."""
@@ -132,10 +133,10 @@ def end_session(leader: int) -> None:
     unless it daemonises itself, and Ray's own processes end with their driver.
     """
     deadline = time.monotonic() + GRACE_SECONDS
-    _signal_all(_members(leader), signal.SIGTERM)
-    while _members(leader) and time.monotonic() < deadline:
+    _signal_all(session_members(leader), signal.SIGTERM)
+    while session_members(leader) and time.monotonic() < deadline:
         time.sleep(0.05)
-    _signal_all(_members(leader), signal.SIGKILL)
+    _signal_all(session_members(leader), signal.SIGKILL)
 
 
 def _signal_all(processes: list[int], number: int) -> None:
@@ -144,7 +145,7 @@ def _signal_all(processes: list[int], number: int) -> None:
             os.kill(process, number)
 
 
-def _members(session: int) -> list[int]:
+def session_members(session: int) -> list[int]:
     """Living processes of a session, read from /proc."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -156,11 +157,33 @@ def _members(session: int) -> list[int]:
     return found
 
 
-def open_run(recipe: dict[str, Any]) -> str:
-    """Creates the data base if there is none, and the parent run; returns its id. Called in the warm host's child."""
+def open_run(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Creates the data base if there is none, and the parent run; called in the warm host's child.
+
+    Returns:
+        `run_id`, and `reused`: for every stage with a finished run its facts, all decided by this one process, since
+        opening the data base costs more than asking it.
+    """
     from components.store.tracking import Tracking
 
-    return Tracking(Places.from_environment()).open_pipeline_run(recipe["name"], {"recipe": recipe["name"]}, recipe)
+    places = Places.from_environment()
+    tracking, chosen = Tracking(places), build(recipe)
+    run_id = tracking.open_pipeline_run(recipe["name"], {"recipe": recipe["name"]}, recipe)
+    reused = {}
+    for name, digest in _fingerprints(chosen, places).items():
+        found = reusable(tracking, name, digest)
+        if found is not None:
+            tracking.record_stage(run_id, name, found.run_id, "reused")
+            reused[name] = {"run_id": found.run_id, "fingerprint": digest, "origin": found.pipeline_run}
+    return {"run_id": run_id, "reused": reused}
+
+
+def _fingerprints(recipe: Recipe, places: Places) -> dict[str, str]:
+    """Of all stages; none where one's images cannot be read, which that stage itself will say."""
+    try:
+        return fingerprints(recipe, places.cache)
+    except UserError:
+        return {}
 
 
 def close_run(run_id: str, state: str) -> None:
@@ -177,12 +200,13 @@ def main(request: Path) -> None:
     log = folder / "tracking.log"
     with warm.hosted(folder, ("mlflow.tracking",)) as socket:
         os.environ[warm.SOCKET_VARIABLE] = socket
-        run_id = warm.call("pipeline.local:open_run", log, recipe=asked["recipe"])
+        opened = warm.call("pipeline.local:open_run", log, recipe=asked["recipe"])
+        run_id = opened["run_id"]
         (folder / "pipeline-run").write_text(run_id)
         os.environ["ROBUSTRAIN_PIPELINE_RUN"] = run_id
         state = "failed"
         try:
-            _work_ahead(recipe, run_id, folder, asked["jobs"])
+            _work_ahead(recipe, run_id, folder, asked["jobs"], opened["reused"])
             _run_graph(recipe, run_id, folder / "kfp")
             state = "complete"
         finally:
@@ -190,7 +214,7 @@ def main(request: Path) -> None:
                 warm.call("pipeline.local:close_run", log, run_id=run_id, state=state)
 
 
-def _work_ahead(recipe: Recipe, run_id: str, folder: Path, jobs: int) -> Crew:
+def _work_ahead(recipe: Recipe, run_id: str, folder: Path, jobs: int, reused: dict[str, dict[str, str]]) -> Crew:
     """Starts the crew; KFP's steps, which inherit this environment, take what it hands over."""
     lanes = lanes_for(recipe, jobs)
     os.environ[CORES_VARIABLE] = str(max(1, available_cores() // lanes))
@@ -198,7 +222,10 @@ def _work_ahead(recipe: Recipe, run_id: str, folder: Path, jobs: int) -> Crew:
     def bring(name: str, parents: list[str]) -> str:
         return bring_to_completion(order_of(recipe.stages[name], recipe), parents, run_id)
 
-    crew = Crew(recipe, folder, bring, lanes)
+    for name, facts in reused.items():
+        Progress(name).state("reused", **facts)
+    tokens = {name: token(facts["run_id"], facts["fingerprint"]) for name, facts in reused.items()}
+    crew = Crew(recipe, folder, bring, lanes, tokens)
     os.environ[HANDOVER_VARIABLE] = str(folder)
     return crew
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -23,6 +23,9 @@ from components.store.progress import Progress
 from pipeline.handover import HANDOVER_VARIABLE, take
 from pipeline.order import Order
 from pipeline.stages import STAGES, StageKind
+
+if TYPE_CHECKING:
+    from components.store.tracking import Found, Tracking
 
 LAUNCHER_VARIABLE = "ROBUSTRAIN_LAUNCHER"
 KFP_RUN_VARIABLE = "ROBUSTRAIN_KFP_RUN_ID"
@@ -63,7 +66,12 @@ def bring_to_completion(order: str, parents: list[str], pipeline_run: str = "") 
         raise
     progress.state(done["state"], run_id=done["run_id"], fingerprint=done["fingerprint"], origin=done["origin"])
     print(f"{what.name}: {done['state']} in run {done['run_id']}")
-    return f"{done['run_id']}/{done['fingerprint']}"
+    return token(done["run_id"], done["fingerprint"])
+
+
+def token(run_id: str, digest: str) -> str:
+    """What a stage hands on to the next ones."""
+    return f"{run_id}/{digest}"
 
 
 def _cluster_run(places: Places) -> str:
@@ -124,8 +132,7 @@ def decide(spec: dict[str, Any]) -> dict[str, str]:
     stage = StageSpec.model_validate(spec)
     tracking = Tracking(Places.from_environment())
     found = tracking.find(stage.fingerprint)
-    again = stage.name in os.environ.get(AGAIN_VARIABLE, "").split(",")
-    if found.state == "complete" and not again:
+    if _may_reuse(found, stage.name):
         tracking.record_stage(stage.pipeline_run, stage.name, found.run_id, "reused")
         return {"state": "reused", "run_id": found.run_id, "note": "", "origin": found.pipeline_run}
     adopt = found.run_id if found.state == "interrupted" else ""
@@ -133,6 +140,16 @@ def decide(spec: dict[str, Any]) -> dict[str, str]:
     tracking.record_stage(stage.pipeline_run, stage.name, run_id, "ran")
     note = f"continues run {run_id[:8]}: {found.reason}" if adopt else found.reason
     return {"state": "complete", "run_id": run_id, "note": note, "origin": ""}
+
+
+def reusable(tracking: Tracking, name: str, digest: str) -> Found | None:
+    """The finished run that stands for a stage of that fingerprint; None where the stage must run."""
+    found = tracking.find(digest)
+    return found if _may_reuse(found, name) else None
+
+
+def _may_reuse(found: Found, name: str) -> bool:
+    return found.state == "complete" and name not in os.environ.get(AGAIN_VARIABLE, "").split(",")
 
 
 def launch(spec: StageSpec, kind: StageKind, log: Path) -> None:

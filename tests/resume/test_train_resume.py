@@ -3,101 +3,17 @@
 import json
 import shutil
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from components.store.job import StageJob, StageSpec, Terminated
+from components.store.job import Terminated
 from components.train import checkpoint as checkpoint_room
 from components.train import stage
 from components.train.config import CONFIGS
 from components.train.loop import Training
 from components.train.world import World
-
-ATTACKS = {
-    "clean": None,
-    "adversarial": {"norm": "Linf", "eps": 0.1, "steps": 2},
-    "random start": {"norm": "Linf", "eps": 0.1, "steps": 1, "kind": "fgsm", "eps_warmup": 1.5},
-}
-PER_EPOCH = 5
-"""Steps; two epochs."""
-
-
-class Run:
-    """A stage's run that keeps everything in folders."""
-
-    def __init__(self, folder):
-        self.workdir, self.artifacts, self.attempt, self.metrics = folder / "work", folder / "artifacts", 1, []
-        self.workdir.mkdir(parents=True, exist_ok=True)
-
-    def log_params(self, params):
-        pass
-
-    def log_metrics(self, metrics, step=0):
-        self.metrics.append((step, metrics))
-
-    def progress(self, **facts):
-        pass
-
-    def save(self, local, artifact):
-        target = self.artifacts / artifact
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(local, target, dirs_exist_ok=True) if local.is_dir() else shutil.copyfile(local, target)
-
-    def fetch(self, artifact, to):
-        found = self.artifacts / artifact
-        return shutil.copytree(found, to, dirs_exist_ok=True) if found.exists() else None
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """120 digits, encoded for real."""
-    from components.data import stage as encode
-    from components.store.objects import ObjectStore
-
-    folder = tmp_path_factory.mktemp("digits")
-    objects = ObjectStore(str(folder / "objects"), folder / "cache")
-    config = {"source": "digits", "side": 32, "mode": "raw", "limit_train": 100, "limit_val": 20}
-    job = StageJob(
-        StageSpec(name="digits", kind="encode", config=config, seed=0, fingerprint="d" * 64), {}, Run(folder), objects
-    )
-    encode.run(job)
-    return SimpleNamespace(objects=objects, manifest=folder / "artifacts")
-
-
-def _config(attack, **change):
-    kind = "pretrain" if ATTACKS[attack] is None else "adversarial"
-    settings = {
-        "data": "digits",
-        "init": "random",
-        "model": {"name": "convnext_micro", "stem": "conv", "kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
-        "resolution": 32,
-        "epochs": 2,
-        "batch_size": 16,
-        "lr": 2e-3,
-        "warmup_epochs": 0.5,
-        "ema_decay": 0.9,
-        "mixup": 0.8,
-        "cutmix": 1.0,
-        "drop_path": 0.2,
-        "crop_scale": [0.5, 1.0],
-        "probe": {"every": 1, "images": 16, "fraction": 0.15, "steps": 2, "eps": 0.1},
-        "select": "best",
-        "checkpoint_seconds": 0,
-        "device": "cpu",
-        "loader": "native",
-        "threads": 1,
-        **({"attack": ATTACKS[attack]} if ATTACKS[attack] else {}),
-        **change,
-    }
-    return kind, CONFIGS[kind].model_validate(settings).model_dump(mode="json")
-
-
-def _job(data, folder, attack, **change):
-    kind, config = _config(attack, **change)
-    spec = StageSpec(name=kind, kind=kind, config=config, seed=3, fingerprint="a" * 64)
-    return StageJob(spec, {"data": SimpleNamespace(path=lambda name: data.manifest / name)}, Run(folder), data.objects)
+from tests.resume.small_training import ATTACKS, PER_EPOCH, config_of, job_of, same
 
 
 def _train(monkeypatch, job, before_step=None):
@@ -130,23 +46,10 @@ def whole(data, tmp_path_factory):
         if attack not in made:
             with pytest.MonkeyPatch.context() as patch:
                 torch.set_num_threads(1)
-                made[attack] = _train(patch, _job(data, tmp_path_factory.mktemp("whole"), attack))
+                made[attack] = _train(patch, job_of(data, tmp_path_factory.mktemp("whole"), attack))
         return made[attack]
 
     return of
-
-
-def _same(one, other):
-    assert {g: set(t) for g, t in one.tensors.items()} == {g: set(t) for g, t in other.tensors.items()}
-    for group, tensors in other.tensors.items():
-        for name, tensor in tensors.items():
-            assert torch.equal(one.tensors[group][name], tensor), f"{group}/{name}"
-    timed = ("images_per_s", "data_wait")
-    untimed = [{k: v for k, v in entry.items() if k not in timed} for entry in one.facts["history"]]
-    assert untimed == [{k: v for k, v in entry.items() if k not in timed} for entry in other.facts["history"]]
-    assert {k: one.facts[k] for k in ("epoch", "batch", "step", "best")} == {
-        k: other.facts[k] for k in ("epoch", "batch", "step", "best")
-    }
 
 
 class Killed(BaseException):
@@ -187,10 +90,10 @@ def test_ends_with_the_same_bits(data, whole, tmp_path, monkeypatch, attack, int
     expected, result = whole(attack)
     interrupt, raised = INTERRUPTIONS[interruption]
     with pytest.raises(raised):
-        _train(monkeypatch, _job(data, tmp_path, attack), interrupt)
+        _train(monkeypatch, job_of(data, tmp_path, attack), interrupt)
     steps = []
-    resumed, again = _train(monkeypatch, _job(data, tmp_path, attack), lambda t: steps.append(t.state.position.step))
-    _same(resumed, expected)
+    resumed, again = _train(monkeypatch, job_of(data, tmp_path, attack), lambda t: steps.append(t.state.position.step))
+    same(resumed, expected)
     assert again == result
     if raised is Terminated:
         assert 2 * PER_EPOCH - len(steps) > 0, "it went on and did not start over"
@@ -199,8 +102,8 @@ def test_ends_with_the_same_bits(data, whole, tmp_path, monkeypatch, attack, int
 def test_stopped_twice(data, whole, tmp_path, monkeypatch):
     for steps in (2, 7):
         with pytest.raises(Terminated):
-            _train(monkeypatch, _job(data, tmp_path, "adversarial"), _asked_to_stop_after(steps))
-    _same(_train(monkeypatch, _job(data, tmp_path, "adversarial"))[0], whole("adversarial")[0])
+            _train(monkeypatch, job_of(data, tmp_path, "adversarial"), _asked_to_stop_after(steps))
+    same(_train(monkeypatch, job_of(data, tmp_path, "adversarial"))[0], whole("adversarial")[0])
 
 
 @pytest.mark.parametrize("dies_in", ["save_file", "write_json"])
@@ -216,36 +119,36 @@ def test_killed_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch
 
         patch.setattr(checkpoint_room, dies_in, dies)
         with pytest.raises(Killed):
-            _train(monkeypatch, _job(data, tmp_path, "clean", checkpoint_minutes=0))
-    _same(_train(monkeypatch, _job(data, tmp_path, "clean", checkpoint_minutes=0))[0], whole("clean")[0])
+            _train(monkeypatch, job_of(data, tmp_path, "clean", checkpoint_minutes=0))
+    same(_train(monkeypatch, job_of(data, tmp_path, "clean", checkpoint_minutes=0))[0], whole("clean")[0])
 
 
 def test_from_artifacts_on_another_machine(data, whole, tmp_path, monkeypatch):
     with pytest.raises(Terminated):
-        _train(monkeypatch, _job(data, tmp_path, "clean"), _asked_to_stop_after(7))
+        _train(monkeypatch, job_of(data, tmp_path, "clean"), _asked_to_stop_after(7))
     shutil.rmtree(tmp_path / "work")
     steps = []
-    resumed, _ = _train(monkeypatch, _job(data, tmp_path, "clean"), lambda t: steps.append(t.state.position.step))
+    resumed, _ = _train(monkeypatch, job_of(data, tmp_path, "clean"), lambda t: steps.append(t.state.position.step))
     assert steps[0] == 7
-    _same(resumed, whole("clean")[0])
+    same(resumed, whole("clean")[0])
 
 
 def test_a_damaged_checkpoint_costs_work_but_no_bits(data, whole, tmp_path, monkeypatch, capsys):
     with pytest.raises(Terminated):
-        _train(monkeypatch, _job(data, tmp_path, "clean"), _asked_to_stop_after(7))
+        _train(monkeypatch, job_of(data, tmp_path, "clean"), _asked_to_stop_after(7))
     shutil.rmtree(tmp_path / "artifacts")
     newest = sorted((tmp_path / "work" / "checkpoints").iterdir())[-1]
     (newest / "optimizer.safetensors").write_bytes(b"torn")
     steps = []
-    resumed, _ = _train(monkeypatch, _job(data, tmp_path, "clean"), lambda t: steps.append(t.state.position.step))
+    resumed, _ = _train(monkeypatch, job_of(data, tmp_path, "clean"), lambda t: steps.append(t.state.position.step))
     assert steps[0] == PER_EPOCH
     assert "is not used" in capsys.readouterr().err
-    _same(resumed, whole("clean")[0])
+    same(resumed, whole("clean")[0])
 
 
 def test_checkpoints_more_or_less_often_change_nothing(data, whole, tmp_path, monkeypatch):
-    often, _ = _train(monkeypatch, _job(data, tmp_path, "clean", checkpoint_minutes=0))
-    _same(often, whole("clean")[0])
+    often, _ = _train(monkeypatch, job_of(data, tmp_path, "clean", checkpoint_minutes=0))
+    same(often, whole("clean")[0])
 
 
 def test_signals_reach_the_loop(data, tmp_path, monkeypatch):
@@ -255,7 +158,7 @@ def test_signals_reach_the_loop(data, tmp_path, monkeypatch):
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        _train(monkeypatch, _job(data, tmp_path, "clean"), send)
+        _train(monkeypatch, job_of(data, tmp_path, "clean"), send)
     assert signal.getsignal(signal.SIGINT) is before
     state = json.loads(next((tmp_path / "work" / "checkpoints").glob("*/state.json")).read_text())
     assert (state["step"], state["batch"]) == (3, 3)
@@ -264,7 +167,7 @@ def test_signals_reach_the_loop(data, tmp_path, monkeypatch):
 def test_what_the_stage_leaves(data, whole, tmp_path, monkeypatch):
     from components.models import load_model
 
-    job = _job(data, tmp_path, "clean")
+    job = job_of(data, tmp_path, "clean")
     state, result = _train(monkeypatch, job)
     model, card = load_model(tmp_path / "artifacts" / "model")
     best = state.tensors["best"]
@@ -287,14 +190,14 @@ def test_what_the_stage_leaves(data, whole, tmp_path, monkeypatch):
 def test_held_out_images_are_never_trained_on(data, tmp_path, monkeypatch):
     from components.train.images import split_indices
 
-    _, config = _config("clean")
+    _, config = config_of("clean")
     train, held = split_indices(100, CONFIGS["pretrain"].model_validate(config), seed=3)
     seen = set()
     plain = Training._step
     monkeypatch.setattr(
         Training, "_step", lambda self, batch: (seen.update(batch.indices.tolist()), plain(self, batch))[1]
     )
-    stage.work(_job(data, tmp_path, "clean"), World())
+    stage.work(job_of(data, tmp_path, "clean"), World())
     assert len(held) == 15
     assert not seen & set(held)
     assert seen <= set(train)

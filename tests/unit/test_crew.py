@@ -47,6 +47,21 @@ def test_stages_that_do_not_need_each_other_run_side_by_side(tmp_path):
     assert take(tmp_path, "adversarial") == "adversarial"
 
 
+def test_stages_that_need_no_work_are_handed_on_at_once(tmp_path):
+    begun = []
+
+    def bring(name, parents):
+        begun.append((name, parents))
+        return name
+
+    known = {"digits": "run1/a", "pretrain": "run2/b", "adversarial": "run3/c"}
+    rooms.Crew(recipe(), tmp_path, bring, lanes=1, tokens=known)
+    assert [take(tmp_path, name) for name in known] == list(known.values())
+    assert take(tmp_path, "evaluate-clean") == "evaluate-clean"
+    assert take(tmp_path, "evaluate") == "evaluate"
+    assert sorted(begun) == [("evaluate", ["run3/c", "run1/a"]), ("evaluate-clean", ["run2/b", "run1/a"])]
+
+
 def test_one_lane_takes_the_longest_way_first(tmp_path):
     order = []
 

@@ -1,0 +1,94 @@
+"""A small training stage whose run keeps everything in folders: what the resume tests interrupt."""
+
+import shutil
+from types import SimpleNamespace
+
+from components.store.job import StageJob, StageSpec
+from components.train.config import CONFIGS
+
+ATTACKS = {
+    "clean": None,
+    "adversarial": {"norm": "Linf", "eps": 0.1, "steps": 2},
+    "random start": {"norm": "Linf", "eps": 0.1, "steps": 1, "kind": "fgsm", "eps_warmup": 1.5},
+}
+PER_EPOCH = 5
+"""Steps; two epochs."""
+TIMED = ("images_per_s", "data_wait")
+"""Figures of an epoch that clocks measure."""
+
+
+class Run:
+    """A stage's run that keeps everything in folders."""
+
+    def __init__(self, folder):
+        self.workdir, self.artifacts, self.attempt, self.metrics = folder / "work", folder / "artifacts", 1, []
+        self.workdir.mkdir(parents=True, exist_ok=True)
+
+    def log_params(self, params):
+        pass
+
+    def log_metrics(self, metrics, step=0):
+        self.metrics.append((step, metrics))
+
+    def progress(self, **facts):
+        pass
+
+    def save(self, local, artifact):
+        target = self.artifacts / artifact
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(local, target, dirs_exist_ok=True) if local.is_dir() else shutil.copyfile(local, target)
+
+    def fetch(self, artifact, to):
+        found = self.artifacts / artifact
+        return shutil.copytree(found, to, dirs_exist_ok=True) if found.exists() else None
+
+
+def config_of(attack, **change):
+    kind = "pretrain" if ATTACKS[attack] is None else "adversarial"
+    settings = {
+        "data": "digits",
+        "init": "random",
+        "model": {"name": "convnext_micro", "stem": "conv", "kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
+        "resolution": 32,
+        "epochs": 2,
+        "batch_size": 16,
+        "lr": 2e-3,
+        "warmup_epochs": 0.5,
+        "ema_decay": 0.9,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "drop_path": 0.2,
+        "crop_scale": [0.5, 1.0],
+        "probe": {"every": 1, "images": 16, "fraction": 0.15, "steps": 2, "eps": 0.1},
+        "select": "best",
+        "checkpoint_seconds": 0,
+        "device": "cpu",
+        "loader": "native",
+        "threads": 1,
+        **({"attack": ATTACKS[attack]} if ATTACKS[attack] else {}),
+        **change,
+    }
+    return kind, CONFIGS[kind].model_validate(settings).model_dump(mode="json")
+
+
+def job_of(data, folder, attack, **change):
+    kind, config = config_of(attack, **change)
+    spec = StageSpec(name=kind, kind=kind, config=config, seed=3, fingerprint="a" * 64)
+    return StageJob(spec, {"data": SimpleNamespace(path=lambda name: data.manifest / name)}, Run(folder), data.objects)
+
+
+def same(one, other):
+    """Asserts that two final states are equal bit for bit, but for what clocks measured."""
+    import torch
+
+    assert {g: set(t) for g, t in one.tensors.items()} == {g: set(t) for g, t in other.tensors.items()}
+    for group, tensors in other.tensors.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(one.tensors[group][name], tensor), f"{group}/{name}"
+    assert _untimed(one) == _untimed(other)
+    places = [{k: snapshot.facts[k] for k in ("epoch", "batch", "step", "best")} for snapshot in (one, other)]
+    assert places[0] == places[1]
+
+
+def _untimed(snapshot):
+    return [{k: v for k, v in entry.items() if k not in TIMED} for entry in snapshot.facts["history"]]
