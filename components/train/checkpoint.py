@@ -40,10 +40,16 @@ class Snapshot:
         """Optimizer steps done."""
         return int(self.facts["step"])
 
+    @property
+    def backs(self) -> int:
+        """How often the training had gone back to an earlier state."""
+        return int(self.facts.get("health", {}).get("backs", 0))
+
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, fingerprint: str) -> Path:
     """Writes a checkpoint into `folder` and returns its path there."""
-    place = folder / f"{_PREFIX}{snapshot.step:09d}-{int(snapshot.facts['epoch']):05d}"
+    again = f"-again{snapshot.backs:02d}" if snapshot.backs else ""
+    place = folder / f"{_PREFIX}{snapshot.step:09d}-{int(snapshot.facts['epoch']):05d}{again}"
     part = folder / f".part-{place.name}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -102,6 +108,7 @@ class CheckpointStore:
         fingerprint: the stage's; checkpoints of others are refused.
         upload: copies a folder to an artifact path, for machines that come later.
         fetch: copies an artifact path into a folder; None where there is nothing.
+        artifact: path below which uploads lie.
     """
 
     def __init__(
@@ -111,8 +118,9 @@ class CheckpointStore:
         *,
         upload: Callable[[Path, str], None] | None = None,
         fetch: Callable[[str, Path], Path | None] | None = None,
+        artifact: str = "checkpoints",
     ) -> None:
-        self.folder, self.fingerprint = folder, fingerprint
+        self.folder, self.fingerprint, self._artifact = folder, fingerprint, artifact
         self._upload, self._fetch = upload, fetch
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -158,12 +166,12 @@ class CheckpointStore:
             return
         self._slot ^= 1
         try:
-            self._upload(place, f"checkpoints/{'ab'[self._slot]}")
+            self._upload(place, f"{self._artifact}/{'ab'[self._slot]}")
         except Exception as error:  # the network may fail in any way; training goes on, the copy on disk is whole
             print(f"warning: checkpoint {place.name} was not uploaded: {error}", file=sys.stderr, flush=True)
 
     def _places(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob(f"{_PREFIX}*") if path.is_dir())
+        return sorted((path for path in self.folder.glob(f"{_PREFIX}*") if path.is_dir()), key=_age)
 
     def latest(self) -> Snapshot | None:
         """The newest checkpoint that holds, from this machine or else from the run's artifacts; None without one."""
@@ -186,8 +194,14 @@ class CheckpointStore:
         found = []
         for slot in "ab":
             to = self.folder / f".part-{slot}"
-            if self._fetch(f"checkpoints/{slot}", to) is not None:
+            if self._fetch(f"{self._artifact}/{slot}", to) is not None:
                 snapshot = self._first_whole([to])
                 found += [snapshot] if snapshot else []
             shutil.rmtree(to, ignore_errors=True)
-        return max(found, key=lambda snapshot: snapshot.step, default=None)
+        return max(found, key=lambda snapshot: (snapshot.backs, snapshot.step), default=None)
+
+
+def _age(place: Path) -> tuple[str, str]:
+    """Sorts checkpoints by when they were taken: a training that went back has smaller step numbers again."""
+    step, again, backs = place.name.partition("-again")
+    return backs if again else "00", step

@@ -17,6 +17,7 @@ from components.data.manifest import DataManifest, read_manifest
 from components.errors import UserError
 from components.train.config import TrainConfig
 from components.train.seeds import derive
+from components.train.selection import describe_split
 from components.train.world import World
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class TrainImages:
         self.num_classes = self.manifest.num_classes
         train, held = split_indices(self.manifest.split("train").n, config, seed)
         self.counts = {"train": len(train), "held_out": len(held)}
+        self.split = describe_split(held, len(train) + len(held), config, seed)
         common = {
             "engine": config.loader,
             "batch_size": config.batch_size,

@@ -13,6 +13,7 @@ from components.errors import UserError
 from components.models import (
     ModelCard,
     build_model,
+    check_imagenet1k_tag,
     find_family,
     load_model,
     load_published,
@@ -54,6 +55,8 @@ def initial_model(job: StageJob, config: TrainConfig, data: DataManifest, seed: 
         source, card = _load_file(Path(init.removeprefix("file:")).expanduser(), wanted)
         return _from_source(source, card, wanted, config, data)
     tag = init.removeprefix("timm:") if init.startswith("timm:") else None
+    if tag is not None and config.init_data == "imagenet-1k":
+        check_imagenet1k_tag(tag)
     card = _card(wanted, config, data, tag, source=init)
     return Initial(_build(card, config, tag), card)
 
@@ -119,9 +122,25 @@ def _build(card: ModelCard, config: TrainConfig, tag: str | None = None) -> nn.M
 def _from_source(
     source: nn.Module, parent: ModelCard, wanted: ModelConfig, config: TrainConfig, data: DataManifest
 ) -> Initial:
+    _check_head(parent, config, data)
     if parent.resolution != config.resolution:
         set_resolution(source, config.resolution)
     card = _card(wanted, config, data, None, source=parent.source)
     model = _build(card, config)
     fresh = tuple(transplant(source.state_dict(), model))
     return Initial(model, replace(card, details={"fresh": list(fresh)}), fresh)
+
+
+def _check_head(parent: ModelCard, config: TrainConfig, data: DataManifest) -> None:
+    """A stage that goes on with the same task keeps its parent's head; another number of classes is a mistake there.
+
+    Raises:
+        UserError: the data has another number of classes than the head that is kept.
+    """
+    if config.keeps_head and parent.num_classes != data.num_classes:
+        raise UserError(
+            f"the data has {data.num_classes} classes, and the head of the first weights {parent.num_classes}",
+            where="data",
+            value=config.data,
+            remedy="take the data that those weights were trained on, or a transfer stage, which starts a fresh head",
+        )

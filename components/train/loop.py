@@ -6,11 +6,12 @@ checkpoint computes what the uninterrupted one would have computed, bit for bit 
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,31 +19,24 @@ from torch import Tensor, nn
 from components.data.loader import Batch
 from components.train.checkpoint import CheckpointStore
 from components.train.config import TrainConfig
-from components.train.health import require_finite, watch
+from components.train.health import GoBack, Guard
 from components.train.images import TrainImages, held_out_batches, to_device
-from components.train.mix import draw_mix, mix_images, soft_targets
+from components.train.live_look import live_look
 from components.train.optim import learning_rate, set_lr
+from components.train.preparing import mixed, start_noise, threat_at
 from components.train.probe import probe
-from components.train.seeds import row_noise, seed_step
+from components.train.seeds import seed_step
+from components.train.selection import score
 from components.train.signals import StopRequests
 from components.train.state import TrainState
 from components.train.step import Threat, train_step
+from components.train.telling import Telling
 from components.train.world import World
 
 _LOOK_SECONDS = 0.5
 """Figures that make the host wait for the device are looked at no more often."""
-
-
-class Reporter(Protocol):
-    """Where the leading worker tells how it goes; `components.store.run.StageRun` is one."""
-
-    def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
-        """Figures of one epoch."""
-        ...
-
-    def progress(self, *, phase: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
-        """Live progress."""
-        ...
+_AGREED_STEPS = 64
+"""Several workers look whether their figures are finite after the same steps, so that all of them stop or go back."""
 
 
 @dataclass
@@ -50,8 +44,9 @@ class Training:
     """One stage's training on one worker.
 
     Attributes:
+        guard: watches for signs that the training has gone wrong.
         checkpoints: None on workers that do not write.
-        report: None on workers that do not report.
+        telling: None on workers that do not report.
         stop: requests to end; `outside` asks for them where signals do not arrive (Ray workers).
     """
 
@@ -60,8 +55,9 @@ class Training:
     world: World
     images: TrainImages
     state: TrainState
+    guard: Guard
     checkpoints: CheckpointStore | None = None
-    report: Reporter | None = None
+    telling: Telling | None = None
     stop: StopRequests = field(default_factory=StopRequests)
     outside: Callable[[], bool] = lambda: False
     forward: nn.Module | None = None
@@ -72,14 +68,19 @@ class Training:
         """Trains from the state's position to the end; the history, one entry an epoch.
 
         Raises:
-            UserError: the figures stopped being finite, or training collapsed and the recipe says to stop.
+            UserError: the training went wrong in a way for which the recipe says to stop.
             Terminated, KeyboardInterrupt: asked to end; a checkpoint was taken.
         """
         if self.config.compile:
             self.forward = cast(nn.Module, torch.compile(self.state.model))
         with self.stop:
+            self.guard.begin()
             while self.state.position.epoch < self.config.epochs:
-                self._epoch()
+                try:
+                    self._epoch()
+                except GoBack as sign:
+                    self.guard.go_back(sign.finding)
+                    self._save(wait=True)
         if self.checkpoints is not None:
             self.checkpoints.settle()
         return self.state.history
@@ -103,7 +104,7 @@ class Training:
         set_lr(state.optimizer, self.lr(at))
         seed_step(self.seed, place.epoch, place.batch, self.world.rank)
         images, targets = self._mixed(*to_device(batch, self.world.device))
-        threat = self.threat(at)
+        threat = threat_at(config, at)
         outcome = train_step(
             self.forward or state.model,
             state.optimizer,
@@ -111,6 +112,7 @@ class Training:
             targets,
             threat=threat,
             noise=self._noise(images, threat),
+            chunk=config.micro_batch,
             precision=state.precision,
             global_batch=config.batch_size,
             reduce=self.world.add_up_gradients if self.world.size > 1 else None,
@@ -120,55 +122,28 @@ class Training:
         state.meter.add(outcome, config.batch_size)
 
     def lr(self, at: float) -> float:
-        """The learning rate at epoch `at`."""
+        """The learning rate at epoch `at`, smaller where the training went back."""
         config = self.config
-        return learning_rate(
+        rate = learning_rate(
             at, lr=config.lr, lr_min=config.lr_min, peak=config.warmup_epochs, epochs=float(config.epochs)
         )
-
-    def threat(self, at: float) -> Threat | None:
-        """The attack at epoch `at`; its radius grows where the recipe warms it up."""
-        attack = self.config.attack
-        if attack is None:
-            return None
-        share = min(at / attack.eps_warmup, 1.0) if attack.eps_warmup else 1.0
-        if share == 0:
-            return None
-        return Threat(
-            norm=attack.norm,
-            eps=attack.eps * share,
-            steps=attack.steps,
-            form=attack.form,
-            kind=attack.kind,
-            loss=attack.loss,
-            beta=attack.beta,
-            fgsm_step=attack.fgsm_step,
-        )
+        return rate * self.state.health.lr_scale
 
     def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        config, place, mix = self.config, self.state.position, None
-        if config.mixes:
-            side = (images.shape[2], images.shape[3])
-            settings = {"mixup": config.mixup, "cutmix": config.cutmix, "prob": config.mixup_prob}
-            mix = draw_mix(self.seed, place.epoch, place.batch, side=side, **settings)
-            images = mix_images(images, mix)
-        if mix is None and config.label_smoothing == 0:
-            return images, labels
-        return images, soft_targets(labels, self.images.num_classes, config.label_smoothing, mix)
+        place, classes = self.state.position, self.images.num_classes
+        return mixed(self.config, images, labels, classes=classes, seed=self.seed, epoch=place.epoch, batch=place.batch)
 
     def _noise(self, images: Tensor, threat: Threat | None) -> Tensor | None:
-        attack, place = self.config.attack, self.state.position
-        if threat is None or attack is None:
-            return None
-        if threat.loss != "trades" and not (threat.kind == "fgsm" and attack.random_start):
-            return None
-        first = self.world.share(self.config.batch_size).start
-        normal = threat.loss == "trades"
-        return row_noise(images, first, seed=self.seed, epoch=place.epoch, batch=place.batch, normal=normal)
+        place, first = self.state.position, self.world.share(self.config.batch_size).start
+        return start_noise(
+            self.config, threat, images, first_row=first, seed=self.seed, epoch=place.epoch, batch=place.batch
+        )
 
     def _between_steps(self) -> None:
-        """Progress, the look at the loss, checkpoints within an epoch, and requests to end."""
+        """Progress, the look at the figures, checkpoints within an epoch, and requests to end."""
         now = time.monotonic()
+        if self.world.size > 1 and self.state.position.step % _AGREED_STEPS == 0:
+            self.guard.check_finite(self.state.meter.figures())
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now
             self._look()
@@ -181,36 +156,38 @@ class Training:
             self._save()
 
     def _look(self) -> None:
-        place, per_epoch = self.state.position, self.images.train.num_batches
-        loss = self.state.meter.loss()
-        require_finite(loss, what="loss", epoch=place.epoch, batch=place.batch)
-        if self.report is not None:
-            done = (place.epoch * per_epoch + place.batch) * self.config.batch_size
-            total = self.config.epochs * per_epoch * self.config.batch_size
-            note = f"epoch {place.epoch + 1}/{self.config.epochs}, loss {loss:.3f}"
-            self.report.progress(phase="train", done=done, total=total, note=note)
+        if self.telling is None and self.world.size > 1:
+            return
+        place, figures = self.state.position, self.state.meter.figures()
+        if self.world.size == 1:
+            self.guard.check_finite(figures)
+        if self.telling is not None:
+            speed, per_epoch = self.state.meter.speed(), self.images.train.num_batches
+            self.telling.live(figures, speed, epoch=place.epoch, batch=place.batch, per_epoch=per_epoch)
 
     def _end_epoch(self) -> None:
         state, place = self.state, self.state.position
-        figures = state.meter.epoch()
-        require_finite(figures["loss"], what="loss", epoch=place.epoch, batch=place.batch)
+        figures, speed = state.meter.figures(), state.meter.speed()
+        self.guard.check_finite(figures)
         entry: dict[str, Any] = {
             "epoch": place.epoch + 1,
             "step": place.step,
             "lr": self.lr(place.epoch + 1),
             **figures,
+            **speed,
         }
         last = place.epoch + 1 == self.config.epochs
         if last or (place.epoch + 1) % self.config.probe.every == 0:
             entry.update(self.probe())
+            entry.update(self._live_look(threat_at(self.config, place.epoch + 1)))
         state.history.append(entry)
         self._remember_best(entry)
         place.epoch, place.batch = place.epoch + 1, 0
         state.meter.reset()
-        if self.report is not None:
-            self.report.log_metrics({k: v for k, v in entry.items() if k not in ("epoch", "step")}, step=entry["epoch"])
+        if self.telling is not None:
+            self.telling.epoch(entry, speed)
         if "clean_accuracy" in entry:
-            watch(state.history, self.config.health)
+            self.guard.judge()
         if time.monotonic() - self._saved >= self.config.checkpoint_seconds and not last:
             self._save()
 
@@ -218,14 +195,18 @@ class Training:
         """The averaged weights' accuracies on the held-out images."""
         return probe(self.state.ema.model, held_out_batches(self.images, self.world.device), self.config, self.world)
 
+    def _live_look(self, threat: Threat | None) -> dict[str, float]:
+        """The accuracies of the weights being trained, on some held-out images."""
+        batches = held_out_batches(self.images, self.world.device)
+        return live_look(self.state.model, batches, self.config, self.world, threat=threat, seed=self.seed)
+
     def _remember_best(self, entry: dict[str, Any]) -> None:
-        """Keeps the weights of the best probe: robust accuracy first, clean accuracy second, the earlier on a tie."""
+        """Keeps the averaged weights of the best probe on the CPU, where the recipe selects them."""
         if self.config.select != "best" or "clean_accuracy" not in entry:
             return
-        score = [entry.get("robust_accuracy", 0.0), entry["clean_accuracy"]]
         best = self.state.best
-        if not best or score > best["score"]:
-            self.state.best = {"epoch": entry["epoch"], "score": score, "runner_up": best.get("epoch")}
+        if not best or score(entry) > best["score"]:
+            self.state.best = {"epoch": entry["epoch"], "score": score(entry)}
             weights = self.state.ema.model.state_dict()
             self.state.best_weights = {name: t.detach().to("cpu", copy=True) for name, t in weights.items()}
 
@@ -233,7 +214,10 @@ class Training:
         """A checkpoint of the present state; while an earlier one is being written, only where it must be taken."""
         if self.checkpoints is None or (self.checkpoints.busy and not wait):
             return
-        place = self.state.position
-        require_finite(self.state.meter.loss(), what="loss", epoch=place.epoch, batch=place.batch)
+        figures = self.state.meter.figures()
+        if self.world.size == 1:
+            self.guard.check_finite(figures)
+        elif not math.isfinite(figures["loss"]):
+            return  # the workers will see it together
         self.checkpoints.save(self.state.snapshot(), wait=wait)
         self._saved = time.monotonic()

@@ -18,7 +18,6 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(5, dtype=torch.float64, device=device)
-        self._device = device
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -41,23 +40,18 @@ class Meter:
         """Counts time spent waiting for a batch."""
         self._waited += seconds
 
-    def loss(self) -> float:
-        """Mean loss of the epoch so far; waits for the device."""
-        return float(self.sums[0] / self.sums[4].clamp(min=1))
-
-    def epoch(self) -> dict[str, float]:
-        """The epoch's figures."""
-        spent = max(time.monotonic() - self._started, 1e-9)
+    def figures(self) -> dict[str, float]:
+        """Means over the images of the epoch so far; waits for the device, once."""
         loss, gained, flipped, norm, images = self.sums.tolist()
         count = max(images, 1.0)
-        figures = {
+        return {
             "loss": loss / count,
             "attack_gain": gained / count,
             "attack_flips": flipped / count,
             "grad_norm": norm / count,
-            "images_per_s": self._timed_images / spent,
-            "data_wait": self._waited / spent,
         }
-        if self._device.type == "cuda":
-            figures["memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
-        return figures
+
+    def speed(self) -> dict[str, float]:
+        """images_per_s over all workers, and the share of this worker's time that went into waiting for data."""
+        spent = max(time.monotonic() - self._started, 1e-9)
+        return {"images_per_s": self._timed_images / spent, "data_wait": self._waited / spent}

@@ -10,6 +10,7 @@ from torch import nn
 from components.errors import UserError
 from components.store.digests import write_json
 from components.train.config import CONFIGS, TrainConfig
+from components.train.selection import describe_choice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from components.train.checkpoint import CheckpointStore
     from components.train.loop import Training
     from components.train.state import TrainState
+    from components.train.telling import Telling
     from components.train.world import World
 
 MODEL, HISTORY = "model", "history.json"
@@ -32,7 +34,7 @@ def run(job: StageJob) -> dict[str, Any]:
 
     Returns:
         model, stem, epochs, steps, clean_accuracy, robust_accuracy (held-out training images; null where not measured),
-        held_out (their number), and what was chosen.
+        held_out (their number), which weights were chosen and how (`weights`), and what went wrong (`health`).
 
     Raises:
         UserError: the configuration does not fit the data or the weights, or training failed in a known way.
@@ -40,7 +42,7 @@ def run(job: StageJob) -> dict[str, Any]:
     from components.train.worker import fit
 
     config = parse(job)
-    result = fit(work, job, workers=config.workers, device=config.device)
+    result = fit(work, job, config)
     if config.workers:
         _take_over(job)
     return result
@@ -61,6 +63,7 @@ def parse(job: StageJob) -> TrainConfig:
 
 def work(job: StageJob, world: World, outside: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """What every worker does; only the leading one writes. The result is the same on all of them."""
+    from components.train.health import Guard
     from components.train.images import TrainImages
     from components.train.initial import initial_model
     from components.train.loop import Training
@@ -71,29 +74,43 @@ def work(job: StageJob, world: World, outside: Callable[[], bool] = lambda: Fals
     images = TrainImages(job, config, world, seed)
     first = initial_model(job, config, images.manifest, seed)
     state = TrainState.start(first.model, first.card.name, config, world)
-    store = _open_checkpoints(job) if world.leads else None
+    store = _open_checkpoints(job, "checkpoints") if world.leads else None
+    good = _open_checkpoints(job, "good") if world.leads and config.health.goes_back else None
+    telling = _open_telling(job, config, state, world) if world.leads else None
     try:
         _continue(state, store, world)
         if world.leads:
-            job.run.log_params(_params(config, images.counts))
-        report = job.run if world.leads else None
-        training = Training(config, seed, world, images, state, store, report, outside=outside)
+            job.run.log_params({**_params(config, images.counts), "workers_taken": world.size})
+        guard = Guard(config.health, state, world, images.num_classes, images.counts["held_out"], good)
+        training = Training(config, seed, world, images, state, guard, store, telling, outside=outside)
         training.run()
         return _finish(job, training, first.card)
     finally:
-        if store is not None:
-            store.close()
+        for opened in (store, good, telling):
+            if opened is not None:
+                opened.close()
 
 
-def _open_checkpoints(job: StageJob) -> CheckpointStore:
+def _open_checkpoints(job: StageJob, name: str) -> CheckpointStore:
+    """The store of resumable states ("checkpoints"), or of states to go back to ("good")."""
     from components.train.checkpoint import CheckpointStore
 
     return CheckpointStore(
-        job.run.workdir / "checkpoints",
+        job.run.workdir / name,
         job.spec.fingerprint,
         upload=job.run.save,
         fetch=job.run.fetch,
+        artifact="checkpoints" if name == "checkpoints" else f"checkpoints/{name}",
     )
+
+
+def _open_telling(job: StageJob, config: TrainConfig, state: TrainState, world: World) -> Telling:
+    from components.train.exposition import open_exposition
+    from components.train.telling import Telling
+
+    labels = {"stage": job.spec.name, "kind": job.spec.kind, "run": job.spec.run_id}
+    exposition = open_exposition(config.metrics_port, labels)
+    return Telling(config, job.run, state.model, world.device, state.precision.dtype, world.size, exposition)
 
 
 def _continue(state: TrainState, store: CheckpointStore | None, world: World) -> None:
@@ -118,9 +135,10 @@ def _params(config: TrainConfig, counts: dict[str, int]) -> dict[str, object]:
 def _finish(job: StageJob, training: Training, card: ModelCard) -> dict[str, Any]:
     config, state = training.config, training.state
     figures = next((e for e in reversed(state.history) if "clean_accuracy" in e), None) or training.probe()
-    chosen = _choose(state, config)
-    if state.best_weights:
-        figures = next(entry for entry in state.history if entry["epoch"] == state.best["epoch"])
+    best = state.best["epoch"] if state.best else None
+    chosen = describe_choice(state.history, best, config, training.images.split)
+    if best is not None:
+        figures = next(entry for entry in state.history if entry["epoch"] == best)
     result = {
         "model": card.name,
         "stem": card.stem,
@@ -133,18 +151,14 @@ def _finish(job: StageJob, training: Training, card: ModelCard) -> dict[str, Any
         "held_out": training.images.counts["held_out"],
         "attack": _describe_attack(config),
         "weights": chosen,
+        "health": {"lr_scale": state.health.lr_scale, "went_back": state.health.backs, "events": state.health.events},
         "loader": training.images.train.engine,
     }
     if training.world.leads:
+        if state.best_weights:
+            state.ema.model.load_state_dict(state.best_weights)
         _save(job, training, replace(card, details={**card.details, "stage": job.spec.name, **chosen}))
     return result
-
-
-def _choose(state: TrainState, config: TrainConfig) -> dict[str, Any]:
-    if not state.best_weights:
-        return {"rule": "last", "ema_decay": config.ema_decay, "epoch": state.position.epoch}
-    state.ema.model.load_state_dict(state.best_weights)
-    return {"rule": "best probe", "ema_decay": config.ema_decay, **state.best}
 
 
 def _describe_attack(config: TrainConfig) -> dict[str, Any] | None:

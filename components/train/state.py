@@ -28,8 +28,25 @@ class Position:
 
 
 @dataclass
+class HealthState:
+    """What went wrong so far and what followed.
+
+    Attributes:
+        lr_scale: factor on the learning rate; smaller each time the training went back.
+        backs: how often it went back.
+        present: signatures that the newest probe showed.
+        events: one entry for each signature when it appeared: epoch, signature, sentence, action, lr_scale.
+    """
+
+    lr_scale: float = 1.0
+    backs: int = 0
+    present: list[str] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
 class TrainState:
-    """Model, average, optimizer, scaler, position, the epoch's sums, history and the best probe so far."""
+    """Model, average, optimizer, scaler, position, the epoch's sums, history, health and the best probe so far."""
 
     model: nn.Module
     ema: Ema
@@ -38,6 +55,7 @@ class TrainState:
     meter: Meter
     position: Position = field(default_factory=Position)
     history: list[dict[str, Any]] = field(default_factory=list)
+    health: HealthState = field(default_factory=HealthState)
     best: dict[str, Any] = field(default_factory=dict)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
@@ -81,7 +99,13 @@ class TrainState:
             for group, tensors in self.tensors().items()
         }
         scaler = self.precision.scaler.state_dict() if self.precision.scaler else {}
-        facts = {**vars(self.position), "history": self.history, "best": self.best, "scaler": scaler}
+        facts = {
+            **vars(self.position),
+            "history": self.history,
+            "health": vars(self.health),
+            "best": self.best,
+            "scaler": scaler,
+        }
         return Snapshot(copies, copy.deepcopy(facts))
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -98,6 +122,7 @@ class TrainState:
         self.best_weights = dict(groups.get("best", {}))
         self.position = Position(facts["epoch"], facts["batch"], facts["step"])
         self.history, self.best = list(facts["history"]), dict(facts["best"])
+        self.health = HealthState(**copy.deepcopy(facts["health"]))
         if self.precision.scaler and facts["scaler"]:
             self.precision.scaler.load_state_dict(facts["scaler"])
 

@@ -11,25 +11,30 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from components.cores import stage_cores
 from components.errors import UserError
 from components.store.places import Places
-from components.train.world import World
+from components.train.exposition import HOST_VARIABLE, PORT_VARIABLE
+from components.train.worker_range import workers_for
+from components.train.world import World, device_for
 
 if TYPE_CHECKING:
     from components.store.job import StageJob
+    from components.train.config import TrainConfig
 
 Work = Callable[..., dict[str, Any]]
 
 _RESTARTS = 3
 """How often a lost worker is replaced; each time training goes on from the last checkpoint."""
+_RETURN_SECONDS, _CAUSE_LENGTH = 600.0, 300
 _STOP_KEY, _STOP_POLL_SECONDS, _GRACE_SECONDS = b"robustrain/stop", 1.0, 20.0
 _ASKED, _STOPPED = b"asked", b"stopped"
 _QUIET = {
@@ -41,28 +46,28 @@ _QUIET = {
 }
 
 
-def fit(work: Work, job: StageJob, *, workers: int, device: Literal["auto", "cpu", "cuda"] = "auto") -> dict[str, Any]:
+def fit(work: Work, job: StageJob, config: TrainConfig) -> dict[str, Any]:
     """Runs `work(job, world, outside)` under Ray Train and returns its result.
 
     Args:
         work: a function of a module, so that workers can import it.
-        workers: 0 runs it in this process; 1 and more start or join a Ray cluster.
+        config: 0 workers run it in this process; 1 and more, or a range, start or join a Ray cluster.
 
     Raises:
         UserError: as `work` raises it, or the cluster cannot hold so many workers.
     """
     os.environ.update(_QUIET)
-    if workers == 0:
-        return _fit_here(work, job, device)
-    with _cluster(workers):
-        return _fit_on_workers(work, job, workers, device)
+    if config.workers == 0:
+        return _fit_here(work, job, config.device)
+    with _cluster(config):
+        return _fit_on_workers(work, job, config)
 
 
 def _fit_here(work: Work, job: StageJob, device: str) -> dict[str, Any]:
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    world = World(device=_device(device, local_rank=0))
+    world = World(device=device_for(device, local_rank=0))
     if world.device.type == "cpu":
         torch.set_num_threads(stage_cores())
     box: dict[str, Any] = {}
@@ -74,16 +79,8 @@ def _fit_here(work: Work, job: StageJob, device: str) -> dict[str, Any]:
     return box
 
 
-def _device(wanted: str, local_rank: int) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device here", where="device", value=wanted, remedy="use auto or cpu")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", local_rank)
-
-
 @contextlib.contextmanager
-def _cluster(workers: int) -> Iterator[None]:
+def _cluster(config: TrainConfig) -> Iterator[None]:
     """A Ray to run on: the one this job was submitted to, or one of our own that ends with the block."""
     import ray
 
@@ -100,7 +97,7 @@ def _cluster(workers: int) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="rt", dir="/tmp" if os.path.isdir("/tmp") else None)
     try:
         ray.init(
-            num_cpus=max(workers, os.cpu_count() or 1),
+            num_cpus=max(config.worker_range[0], os.cpu_count() or 1),
             include_dashboard=False,
             object_store_memory=100 * 2**20,
             _temp_dir=folder,
@@ -113,41 +110,68 @@ def _cluster(workers: int) -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    return {**_QUIET, **Places.from_environment().environment()}
+    kept = {name: os.environ[name] for name in (PORT_VARIABLE, HOST_VARIABLE) if name in os.environ}
+    return {**_QUIET, **Places.from_environment().environment(), **kept}
 
 
-def _fit_on_workers(work: Work, job: StageJob, workers: int, device: str) -> dict[str, Any]:
+def _fit_on_workers(work: Work, job: StageJob, config: TrainConfig) -> dict[str, Any]:
+    """Trains on as many workers as the cluster holds; after a loss anew, from the last checkpoint."""
+    for left in reversed(range(_RESTARTS + 1)):
+        gpus, workers = _workers_now(config, patient=left < _RESTARTS)
+        try:
+            return _fit_once(work, job, config, workers, gpus=gpus)
+        except BaseException as error:
+            _tell_workers_to_stop(error)
+            own = _own_error(error)
+            if own is not error or not isinstance(error, Exception) or not left:
+                raise own from error
+            cause = " ".join(str(error).split())[:_CAUSE_LENGTH]
+            print(f"warning: the training on {workers} workers broke off and goes on: {cause}", file=sys.stderr)
+    raise AssertionError("the last try returns or raises")
+
+
+def _workers_now(config: TrainConfig, *, patient: bool) -> tuple[bool, int]:
+    """Whether workers have GPUs, and how many of them the cluster holds.
+
+    Args:
+        patient: wait for machines that come back, as after a loss.
+
+    Raises:
+        UserError: too few.
+    """
     import ray
+
+    deadline = time.monotonic() + (_RETURN_SECONDS if patient else 0.0)
+    while True:
+        resources = ray.cluster_resources()
+        gpus = config.device != "cpu" and resources.get("GPU", 0) > 0
+        available = resources.get("GPU" if gpus else "CPU", 0)
+        try:
+            return gpus, workers_for(config, available=available, unit="GPUs" if gpus else "cores")
+        except UserError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(1.0)
+
+
+def _fit_once(work: Work, job: StageJob, config: TrainConfig, workers: int, *, gpus: bool) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpus = device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
-    available = ray.cluster_resources().get("GPU" if gpus else "CPU", 0)
-    if available < workers:
-        raise UserError(
-            f"the cluster has {available:g} {'GPUs' if gpus else 'cores'} for the training workers",
-            where="workers",
-            value=workers,
-            remedy="ask for fewer workers or a larger cluster",
-        )
     with tempfile.TemporaryDirectory(prefix="rt") as storage:
         trainer = TorchTrainer(
             _on_worker,
-            train_loop_config={"work": work, "spec": job.spec.model_dump_json(), "device": device, "workers": workers},
+            train_loop_config={"work": work, "spec": job.spec.model_dump_json(), "device": config.device},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
             run_config=RunConfig(
                 name=job.spec.fingerprint[:16] or "training",
                 storage_path=storage,
-                failure_config=FailureConfig(max_failures=_RESTARTS),
+                # Ray would start the same number again, also after an error that people have to mend.
+                failure_config=FailureConfig(max_failures=0),
             ),
         )
-        try:
-            result = trainer.fit()
-        except BaseException as error:
-            _tell_workers_to_stop(error)
-            raise _own_error(error) from error
-    return result.return_value or {}
+        return trainer.fit().return_value or {}
 
 
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +186,7 @@ def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
         # Workers of one machine share its cores.
         torch.set_num_threads(max((os.cpu_count() or 1) // context.get_local_world_size(), 1))
     world = World(
-        context.get_world_rank(), context.get_world_size(), _device(config["device"], context.get_local_rank())
+        context.get_world_rank(), context.get_world_size(), device_for(config["device"], context.get_local_rank())
     )
     job = reopen(StageSpec.model_validate_json(config["spec"]))
     try:

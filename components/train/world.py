@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from components.errors import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -69,3 +71,20 @@ class World:
             box.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         dist.broadcast(box, src=0)
         return json.loads(bytes(box.cpu().tolist()))
+
+
+def device_for(wanted: str, local_rank: int) -> torch.device:
+    """The device of one worker.
+
+    Args:
+        wanted: auto, cpu or cuda.
+        local_rank: its number among the workers of its machine; each takes a GPU of its own.
+
+    Raises:
+        UserError: a GPU is wanted and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here", where="device", value=wanted, remedy="use auto or cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)

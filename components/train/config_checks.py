@@ -1,0 +1,135 @@
+"""What is refused before any work: fields of a training stage that do not fit together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from components.errors import UserError
+
+if TYPE_CHECKING:
+    from components.train.config_base import TrainConfig
+
+_OTHER_DATA = ("in12k", "in21k", "in22k", "jft", "laion", "yfcc", "ig1b", "lvd", "clip", "dino", "ssld")
+"""Parts of timm tags that say the weights have seen more than ImageNet-1k; the models room has the whole rule."""
+
+
+def check_schedule(config: TrainConfig) -> None:
+    """The learning rate rises before it falls.
+
+    Raises:
+        UserError: it peaks after the end, or ends above its peak.
+    """
+    if config.warmup_epochs >= config.epochs and config.epochs > 1:
+        raise UserError(
+            "the learning rate peaks after the last epoch",
+            where="warmup_epochs",
+            value=config.warmup_epochs,
+            remedy=f"use less than epochs ({config.epochs})",
+        )
+    if config.lr_min > config.lr:
+        raise UserError(
+            "is above the peak", where="lr_min", value=config.lr_min, remedy=f"use at most lr ({config.lr})"
+        )
+
+
+def check_first_weights(config: TrainConfig) -> None:
+    """It is known where the first weights and the network come from.
+
+    Raises:
+        UserError: `init` or `model` is missing, or the named weights have seen other data than the recipe allows.
+    """
+    if config.needs_init and config.init is None:
+        raise UserError(
+            f"a {config.kind} stage starts from another one",
+            where="init",
+            remedy="name the stage, or say random, timm:<tag> or file:<path>",
+        )
+    if config.model is None and not config.init_stage:
+        raise UserError(
+            "no network is named and there is no stage to take it from",
+            where="model",
+            remedy="add model: {name: convnext_tiny, stem: patch}",
+        )
+    if config.init_data == "imagenet-1k":
+        _check_tag(config.init or "")
+
+
+def _check_tag(init: str) -> None:
+    if not init.startswith("timm:"):
+        return
+    network, _, label = init.removeprefix("timm:").rpartition(".")
+    words = label.split("_")
+    foreign = [word for word in words if word == "ft" or word.startswith(_OTHER_DATA)]
+    if "in1k" in words and not foreign:
+        return
+    if not network and not foreign:
+        network, words = label, []  # a network without a tag: timm would choose one
+    kept = [word for word in words if word.isalpha() and word not in foreign]
+    near = "_".join([*(kept or ["fb"]), "in1k"])
+    raise UserError(
+        "these weights were not trained on ImageNet-1k alone, and init_data says imagenet-1k",
+        where="init",
+        value=init,
+        remedy=f"take timm:{f'{network}.' if network else ''}{near}, or set init_data: any",
+    )
+
+
+def check_workers(config: TrainConfig) -> None:
+    """Some number of workers that is allowed shares the batch evenly, in pairs where images are mixed.
+
+    Raises:
+        UserError: none does.
+    """
+    least, most = config.worker_range
+    if least > most:
+        raise UserError(
+            "the least number of workers is above the largest",
+            where="workers_min",
+            value=least,
+            remedy=f"use at most workers ({most}), or write a range such as workers: 1-4",
+        )
+    if any(shares_evenly(config, n) for n in range(max(least, 1), max(most, 1) + 1)):
+        return
+    batch = config.batch_size
+    if least != most:
+        raise UserError(
+            f"no number of workers from {least} to {most} shares a batch evenly"
+            + (" in pairs, as mixup and cutmix need" if config.mixes else ""),
+            where="batch_size",
+            value=batch,
+            remedy=f"use a multiple of {(2 if config.mixes else 1) * most}, or widen workers",
+        )
+    workers = max(most, 1)
+    if batch % workers:
+        raise UserError(
+            f"{workers} workers cannot share a batch evenly",
+            where="batch_size",
+            value=batch,
+            remedy=f"use a multiple of {workers}",
+        )
+    raise UserError(
+        "mixup and cutmix pair the images of a batch, so each worker needs an even number",
+        where="batch_size",
+        value=batch,
+        remedy=f"use a multiple of {2 * workers}",
+    )
+
+
+def shares_evenly(config: TrainConfig, workers: int) -> bool:
+    """Whether `workers` can take equal parts of a batch, of an even number of images where they are mixed."""
+    return config.batch_size % (workers * (2 if config.mixes else 1)) == 0
+
+
+def check_pieces(config: TrainConfig) -> None:
+    """Batches taken in pieces give the gradients of whole ones.
+
+    Raises:
+        UserError: the network draws random numbers in its forward, which pieces would draw in another order.
+    """
+    if config.micro_batch and config.drop_path:
+        raise UserError(
+            "stochastic depth draws other numbers for pieces of a batch, so the result would not be the same",
+            where="micro_batch",
+            value=config.micro_batch,
+            remedy="set drop_path: 0, or micro_batch: 0 and more workers",
+        )
