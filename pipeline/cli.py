@@ -209,7 +209,6 @@ def _run_here(recipe: Recipe, again: tuple[str, ...], jobs: int) -> None:
 def _conclude(outcome: Outcome, console: Console) -> None:
     """The table, the report's path and the MLflow command; or the cause and the log."""
     from components.store.places import Places
-    from pipeline.results import read
 
     if not outcome.ok:
         failed = outcome.failed()
@@ -217,14 +216,12 @@ def _conclude(outcome: Outcome, console: Console) -> None:
         log = failed["log"] if failed else outcome.log
         print(f"error: stage {failed['stage'] if failed else '(none)'} failed: {cause}\nlog: {log}", file=sys.stderr)
         raise typer.Exit(EXIT_STATUS if failed and failed.get("user") else 1)
-    places = Places.from_environment()
-    found = read(places, outcome.run_id)
-    if found.rows:
+    if outcome.rows:
         console.print()
-        _show_table(found.rows, console)
-    if found.report:
-        print(f"\nreport:  {found.report}")
-    print(f"MLflow:  mlflow ui --backend-store-uri {places.tracking_uri}")
+        _show_table(outcome.rows, console)
+    if outcome.report:
+        print(f"\nreport:  {outcome.report}")
+    print(f"MLflow:  mlflow ui --backend-store-uri {Places.from_environment().tracking_uri}")
 
 
 def _show_table(rows: list[dict[str, Any]], console: Console) -> None:

@@ -39,12 +39,21 @@ GRACE_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a local run ended: the parent's MLflow id, and for each stage its last live report."""
+    """How a local run ended.
+
+    Attributes:
+        run_id: the parent's MLflow id.
+        stages: for each stage its last live report.
+        rows: the results, as `pipeline.results.Results.rows`.
+        report: path of the HTML page; empty where the recipe has none.
+    """
 
     run_id: str
     ok: bool
     stages: dict[str, dict[str, Any]]
     log: Path
+    rows: list[dict[str, Any]]
+    report: str
 
     def failed(self) -> dict[str, Any] | None:
         """The report of the stage that failed, if one did; of several the first, whose end was the others'."""
@@ -89,16 +98,20 @@ def run_here(
                 time.sleep(0.15)
         stages = reports(folder, recipe)
         watch(stages)
-    return Outcome(_pipeline_run(folder), child.returncode == 0, stages, log)
+    results = _written(folder / "results.json", {"rows": [], "report": ""})
+    return Outcome(_pipeline_run(folder), child.returncode == 0, stages, log, **results)
 
 
 def reports(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The last live report of every stage that has one."""
-    found = {}
-    for name in recipe.stages:
-        with contextlib.suppress(OSError, json.JSONDecodeError):
-            found[name] = json.loads((folder / f"{name}.json").read_text())
-    return found
+    found = {name: _written(folder / f"{name}.json", {}) for name in recipe.stages}
+    return {name: report for name, report in found.items() if report}
+
+
+def _written(path: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
+    with contextlib.suppress(OSError, json.JSONDecodeError):
+        return json.loads(path.read_text())
+    return otherwise
 
 
 def _pipeline_run(folder: Path) -> str:
@@ -186,11 +199,18 @@ def _fingerprints(recipe: Recipe, places: Places) -> dict[str, str]:
         return {}
 
 
-def close_run(run_id: str, state: str) -> None:
-    """Writes the parent's last state. Called in the warm host's child."""
-    from components.store.tracking import Tracking
+def close_run(run_id: str, state: str) -> dict[str, Any]:
+    """Writes the parent's last state and returns the run's results; called in the warm host's child.
 
-    Tracking(Places.from_environment()).close_pipeline_run(run_id, state=state)
+    Reading them here spares the command that waits the import of MLflow.
+    """
+    from components.store.tracking import Tracking
+    from pipeline.results import read
+
+    places = Places.from_environment()
+    Tracking(places).close_pipeline_run(run_id, state=state)
+    found = read(places, run_id)
+    return {"rows": found.rows, "report": found.report}
 
 
 def main(request: Path) -> None:
@@ -211,7 +231,9 @@ def main(request: Path) -> None:
             state = "complete"
         finally:
             with contextlib.suppress(warm.CallFailed):
-                warm.call("pipeline.local:close_run", log, run_id=run_id, state=state)
+                write_json(
+                    folder / "results.json", warm.call("pipeline.local:close_run", log, run_id=run_id, state=state)
+                )
 
 
 def _work_ahead(recipe: Recipe, run_id: str, folder: Path, jobs: int, reused: dict[str, dict[str, str]]) -> Crew:
