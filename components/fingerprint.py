@@ -21,6 +21,10 @@ FORMAT = 1
 NO_FINGERPRINT: dict[str, Any] = {"fingerprint": False}
 """For `pydantic.Field(json_schema_extra=NO_FINGERPRINT)`: this field does not change what the stage computes."""
 
+WHEN_SET: dict[str, Any] = {"fingerprint": "when set"}
+"""For `pydantic.Field(json_schema_extra=WHEN_SET)`: left out while it has its default, so that a field that is added
+later leaves the fingerprint of all work that does not use it as it was."""
+
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no white space and shortest round-trip floats.
@@ -74,15 +78,18 @@ def fingerprinted(config: Any, *, without: frozenset[str] = frozenset()) -> dict
     """The part of a pydantic model that belongs in a fingerprint, as plain JSON values.
 
     Args:
-        config: a pydantic model; fields marked with `NO_FINGERPRINT` are left out, at any depth.
+        config: a pydantic model; fields marked with `NO_FINGERPRINT` are left out, at any depth, and those marked with
+            `WHEN_SET` while they have their default.
         without: top-level fields to leave out as well (references to parents, which enter by fingerprint).
     """
     kept = {}
     for name, field in type(config).model_fields.items():
-        extra = field.json_schema_extra
-        if name in without or (isinstance(extra, dict) and extra.get("fingerprint") is False):
+        mark = field.json_schema_extra.get("fingerprint") if isinstance(field.json_schema_extra, dict) else None
+        value = getattr(config, name)
+        unused = mark == WHEN_SET["fingerprint"] and value == field.get_default(call_default_factory=True)
+        if name in without or mark is False or unused:
             continue
-        kept[name] = _plain(getattr(config, name))
+        kept[name] = _plain(value)
     return kept
 
 

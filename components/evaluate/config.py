@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from components.errors import UserError
-from components.fingerprint import NO_FINGERPRINT
+from components.fingerprint import NO_FINGERPRINT, WHEN_SET
 from components.radius import Radius, radius_text
 
 Norm = Literal["Linf", "L2", "L1"]
@@ -81,6 +81,11 @@ class EvaluateConfig(_Part):
         default=0, ge=0, description="of the choice of images and of the attacks; apart from the recipe's seed"
     )
     gallery: int = Field(default=6, ge=0, le=64, description="adversarial images kept to look at")
+    spectra: bool = Field(
+        default=False,
+        description="also measure the power spectra of the stem's filters and of the loss's gradient by the image",
+        json_schema_extra=WHEN_SET,
+    )
     processes: int = Field(
         default=0,
         ge=0,

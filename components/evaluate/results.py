@@ -12,9 +12,10 @@ from components.evaluate.config import ATTACK_TITLES, EvaluateConfig
 from components.evaluate.images import ImageSet
 from components.evaluate.library import LIBRARY, targets, targets_note
 from components.evaluate.outcomes import Outcome
-from components.evaluate.statistics import INTERVAL_NAME, survives_all, wilson
+from components.evaluate.statistics import survives_all
 from components.evaluate.sweep import RADII_NOTE
 from components.models.card import ModelCard
+from components.statistics import INTERVAL_NAME, wilson
 
 PRECISION = "fp32"
 

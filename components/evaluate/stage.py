@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.data.manifest import DataManifest, read_manifest
 from components.errors import UserError
-from components.evaluate import gallery, images, results, sweep, workload
+from components.evaluate import gallery, images, results, spectra, sweep, workload
 from components.evaluate.config import EvaluateConfig, SweepConfig
 from components.evaluate.outcomes import Outcome, gather
 from components.evaluate.results import Subject
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from components.store.job import StageJob
 
 RESULTS, VERDICTS, GALLERY = "results/results.json", "results/verdicts.json", "gallery"
+SPECTRA = "results/spectra.json"
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """Evaluates one model; artifacts `results/results.json`, `results/verdicts.json`, `gallery/`.
+    """Evaluates one model; artifacts `results/results.json`, `results/verdicts.json`, `gallery/`, and
+    `results/spectra.json` where spectra are asked for.
 
     Raises:
         UserError: threats that cannot be measured on this model and data, damaged inputs, or a process that died.
@@ -77,6 +79,9 @@ def _evaluate(job: StageJob, config: EvaluateConfig, sides: tuple[int, ...], sha
     if config.gallery:
         gallery.write(job.run.workdir / GALLERY, outcomes, chosen, subject.classes, config.gallery)
         job.run.save(job.run.workdir / GALLERY, GALLERY)
+    if config.spectra:
+        job.run.progress(phase="measuring spectra", done=0, total=chosen.n)
+        _save(job, "spectra.json", SPECTRA, spectra.measure(job.inputs["model"].path("model"), chosen, config))
     job.run.log_metrics(_metrics(outcomes))
     return _summary(document, round(time.monotonic() - start, 1))
 

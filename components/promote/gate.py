@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from components.promote.config import PromoteConfig
 from components.promote.judged import Judged
-from components.promote.paired import PairedDifference, paired_difference
+from components.statistics import PairedDifference, paired_difference
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from components.promote.config import PromoteConfig
 from components.promote.gate import decide
 from components.promote.judged import Judged
-from components.promote.paired import mcnemar, paired_difference
+from components.statistics import mcnemar, paired_difference
 
 N = 60
 
@@ -184,7 +184,7 @@ def test_a_paired_interval_against_a_published_example():
     # Newcombe 1998 (paired), e = 36, f = 12, g = 2, h = 0 of 50, method 10 (phi is negative, so it is not corrected).
     first = [True] * 48 + [False] * 2
     second = [True] * 36 + [False] * 12 + [True] * 2
-    from components.evaluate.statistics import wilson
+    from components.statistics import wilson
 
     found = paired_difference(first, second, wilson(48, 50), wilson(38, 50))
     assert found.difference == pytest.approx(0.2)

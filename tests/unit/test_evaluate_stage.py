@@ -132,6 +132,19 @@ def test_figures_verdicts_and_gallery(run_stage, trained, digits):
     _gallery(stage, images)
 
 
+def test_spectra_are_measured_only_when_asked_for_and_change_no_figure(run_stage, trained, digits):
+    plain = evaluated(run_stage, trained, digits, threats=THREATS[1:], gallery=0)
+    more = evaluated(run_stage, trained, digits, threats=THREATS[1:], gallery=0, spectra=True)
+    assert not plain.has("results/spectra.json")
+    assert read(plain, "verdicts") == read(more, "verdicts")
+    spectra = read(more, "spectra")
+    assert [one["kernel"] for one in spectra["stem"]] == [[3, 3], [3, 3]]
+    (gradients,) = spectra["gradients"]
+    assert (gradients["resolution"], gradients["n"], sum(gradients["count"])) == (32, 20, 32 * 32)
+    assert len(gradients["frequency"]) == len(gradients["power"]) == len(gradients["count"])
+    assert max(gradients["power"]) > 0
+
+
 def _union(found, images):
     (worst,) = found["union"]
     both = [all(word == "robust" for word in image["verdicts"]) for image in images[:9]]

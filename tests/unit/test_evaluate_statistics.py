@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from components.evaluate.statistics import survives_all, wilson
+from components.evaluate.statistics import survives_all
+from components.statistics import wilson
 
 
 @pytest.mark.parametrize(

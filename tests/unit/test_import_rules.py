@@ -16,9 +16,10 @@ ALLOWED = {
     "launch": {"launch", "store", "errors", "fingerprint"},
     "data": {"data", "errors", "fingerprint", "store"},
     **{
-        room: {room, "errors", "cores", "fingerprint", "radius", "store", "data", "models", "attack"}
+        room: {room, "errors", "cores", "fingerprint", "radius", "store", "data", "models", "attack", "statistics"}
         for room in STAGE_ROOMS - {"data"}
     },
+    "statistics": {"statistics"},
     "errors": {"errors"},
     "cores": {"cores"},
     "fingerprint": {"fingerprint", "errors"},
@@ -80,7 +81,7 @@ def breaches(path, names):
 def _component_breach(relative, room, parts):
     other, is_config = parts[1], len(parts) > 2 and parts[2] == "config"
     if room == "pipeline":
-        if other not in {"errors", "cores", "fingerprint", "store", "launch"} and not (
+        if other not in {"errors", "cores", "fingerprint", "store", "launch", "statistics"} and not (
             other in STAGE_ROOMS and is_config
         ):
             yield f"{relative} imports {'.'.join(parts)}"
@@ -91,6 +92,14 @@ def _component_breach(relative, room, parts):
 @pytest.mark.parametrize("path", files(), ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_file_imports_only_what_its_room_may(path):
     assert list(breaches(path, imported(path))) == []
+
+
+def test_statistics_need_nothing_but_the_standard_library():
+    """The pipeline and two stage rooms share them, and the pipeline's slim image has no torch."""
+    for path in (ROOT / "components/statistics").glob("*.py"):
+        for name in imported(path):
+            top = name.split(".")[0]
+            assert top in sys.stdlib_module_names or name.startswith("components.statistics"), name
 
 
 def test_training_step_stands_alone():
@@ -111,6 +120,8 @@ def test_training_step_stands_alone():
         ("components/attack/x.py", "from components.errors import UserError", False),
         ("components/store/x.py", "from pipeline.recipe import load", True),
         ("components/data/x.py", "import mlflow", True),
+        ("components/statistics/x.py", "from components.errors import UserError", True),
+        ("pipeline/x.py", "from components.statistics import wilson", False),
         ("components/train/loop.py", "import ray.train", True),
         ("components/train/worker.py", "import ray.train", False),
     ],
