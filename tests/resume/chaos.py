@@ -22,7 +22,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.local import session_members
+from pipeline.sessions import session_members
 from tests.resume.small_training import TIMED
 
 TRAINING = {
