@@ -8,13 +8,16 @@ TEST_WORKERS ?= 2
 # The environment is made anew only when what it is made from has changed.
 STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml docker/ffcv.sh 2>/dev/null | sha256sum | cut -c1-16)
 
-.PHONY: help quickstart test check setup ffcv format lint types lock bench clean
+.PHONY: help quickstart experiments test check setup ffcv format lint types lock bench clean
 
 help:  ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: setup  ## install, run the whole pipeline on built-in images, show the result
 	@$(BIN)/robustrain run quickstart
+
+experiments: setup  ## run the six small experiments and write one page with their answers (about 12 minutes)
+	@$(BIN)/robustrain experiments
 
 test: setup  ## run the tests (under 15 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(TESTS)

@@ -158,6 +158,32 @@ def recipes(
         print(f"{name:<{width}}  {summary}")
 
 
+@app.command(epilog="Example: robustrain experiments steps-small frontier-small")
+def experiments(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="which; default: all small experiments")
+    ] = None,
+) -> None:
+    """Run the small experiments one after the other and write one page that links their reports."""
+    from components.store.places import Places
+    from pipeline import experiments as rooms
+
+    console = _console()
+    _check_machine()
+
+    def run(recipe: Recipe) -> Outcome:
+        console.print(f"\n{recipe.name}: {recipe.head.summary}", highlight=False)
+        return _shown(recipe, console)
+
+    page, entries = rooms.run_all(recipes or rooms.small(), Places.from_environment(), run)
+    for entry in entries:
+        if entry.problem:
+            print(f"error: {entry.name}: {entry.problem}", file=sys.stderr)
+    print(f"\nexperiments:  {page}")
+    if any(entry.problem for entry in entries):
+        raise typer.Exit(1)
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine has, what it lacks, and what to type."""
@@ -187,23 +213,33 @@ def _load(recipe: str, overrides: list[str] | None, again: list[str] | None = No
 
 
 def _run_here(recipe: Recipe, again: tuple[str, ...], jobs: int) -> None:
+    console = _console()
+    _check_machine()
+    _conclude(_shown(recipe, console, again, jobs), console)
+
+
+def _check_machine() -> None:
+    from components.store.places import Places
+    from pipeline.preflight import examine
+
+    for finding in examine(Places.from_environment()):
+        if finding.state == "error":
+            raise UserError(finding.fact, where=finding.what, remedy=finding.remedy)
+
+
+def _shown(recipe: Recipe, console: Console, again: tuple[str, ...] = (), jobs: int = 0) -> Outcome:
+    """Runs a recipe here with its live lines."""
     from components.store.places import Places
     from pipeline.display import Display
     from pipeline.local import run_here
-    from pipeline.preflight import examine
 
-    places, console = Places.from_environment(), _console()
-    for finding in examine(places):
-        if finding.state == "error":
-            raise UserError(finding.fact, where=finding.what, remedy=finding.remedy)
     display = Display(recipe, console)
     try:
         with display.shown():
-            outcome = run_here(recipe, places, again=again, jobs=jobs, watch=display.update)
+            return run_here(recipe, Places.from_environment(), again=again, jobs=jobs, watch=display.update)
     except KeyboardInterrupt:
         console.print("stopped. Start again to go on: complete stages are reused, the interrupted one continues.")
         raise typer.Exit(130) from None
-    _conclude(outcome, console)
 
 
 def _conclude(outcome: Outcome, console: Console) -> None:

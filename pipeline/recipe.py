@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from components.errors import UserError, nearest
 from pipeline.matrix import expand
 from pipeline.overrides import before_expansion, override
+from pipeline.report.config import ReportConfig
 from pipeline.stages import NAME_RULE, STAGE_NAME, STAGES, StageKind
 from pipeline.validation import explain
 
@@ -162,7 +163,8 @@ def _validated(model: type[BaseModel], fields: Mapping[str, Any], where: str) ->
 
 def _linked(stage: Stage, entries: Mapping[str, Stage]) -> Stage:
     """The stage with its parents: the roles of its kind, the data a model was trained on, everything for a report."""
-    if stage.kind.name == "report":
+    if isinstance(stage.config, ReportConfig):
+        _check_experiment(stage.name, stage.config, entries)
         before = [other for other in entries.values() if other.kind.name not in {"report", "promote"}]
         return Stage(stage.name, stage.kind, stage.config, {other.name: other.name for other in before})
     parents = {}
@@ -173,6 +175,15 @@ def _linked(stage: Stage, entries: Mapping[str, Stage]) -> Stage:
         if rule.names_stage(value):
             parents[role] = _checked(stage, role, str(value), entries)
     return Stage(stage.name, stage.kind, stage.config, parents)
+
+
+def _check_experiment(name: str, config: ReportConfig, entries: Mapping[str, Stage]) -> None:
+    known = [other.name for other in entries.values() if other.kind.name in {"evaluate", "sweep"}]
+    for field, value in (config.experiment.stages if config.experiment else {}).items():
+        if value not in known:
+            what = f"an experiment compares evaluations, and there is none of that name{nearest(value, known)}"
+            remedy = f"name one of: {', '.join(known) or '(the recipe has none)'}"
+            raise UserError(what, where=f"stages.{name}.experiment.{field}", value=value, remedy=remedy)
 
 
 def _checked(stage: Stage, role: str, value: str, entries: Mapping[str, Stage]) -> str:

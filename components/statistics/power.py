@@ -44,8 +44,8 @@ def images_needed(both: int, only_first: int, only_second: int, neither: int) ->
         return None
 
     def shows(factor: float) -> bool:
-        cells = (round(factor * cell) for cell in (both, only_first, only_second, neither))
-        return from_counts(*cells).shows
+        a, b, c, d = (round(factor * cell) for cell in (both, only_first, only_second, neither))
+        return from_counts(a, b, c, d).shows
 
     factor = 1.0
     while not shows(factor):

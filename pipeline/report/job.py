@@ -1,23 +1,32 @@
-"""The report as a stage: reads what every stage before it left in MLflow, and leaves one HTML page."""
+"""The report as a stage: reads what every stage before it left in MLflow, and leaves one HTML page.
+
+Where it was asked a question, the answer lies beside the page as `experiment.json`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from components.store.digests import write_json
 from components.store.job import StageJob
 from components.store.run import StageInput
+from pipeline.report.config import ReportConfig
+from pipeline.report.experiment import examine
 from pipeline.report.page import build_report
 from pipeline.report.stage import ReportStage
 
-PAGE = "report.html"
+PAGE, EXPERIMENT = "report.html", "experiment.json"
 
 
 def run(job: StageJob) -> dict[str, Any]:
     """Builds the page from the finished parents of this stage."""
     stages = [gather(parent, job.spec.pipeline_run) for parent in job.inputs.values()]
     recipe = _recipe(job)
-    page = build_report(recipe, stages, job.run.workdir / PAGE)
+    experiment = examine(ReportConfig.model_validate(job.spec.config).experiment, stages)
+    page = build_report(recipe, stages, job.run.workdir / PAGE, experiment=experiment)
     job.run.save(page, PAGE)
+    if experiment is not None:
+        job.run.save(write_json(job.run.workdir / EXPERIMENT, experiment.plain()), EXPERIMENT)
     figures = sum(len(stage.rows) for stage in stages)
     return {"stages": len(stages), "figures": figures, "bytes": page.stat().st_size}
 
@@ -39,6 +48,8 @@ def gather(stage: StageInput, pipeline_run: str) -> ReportStage:
         union=results.get("union", []),
         conditions=results.get("conditions", {}),
         gallery=_gallery(stage),
+        verdicts=read("results/verdicts.json") or {},
+        spectra=read("results/spectra.json") or {},
     )
 
 

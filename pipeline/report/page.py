@@ -10,6 +10,7 @@ from typing import Any
 from components.errors import UserError
 from components.store.digests import write_atomically
 from pipeline.report.charts import CLEAN_STYLE, Styles
+from pipeline.report.experiment import Experiment
 from pipeline.report.figures import count, interval, percent
 from pipeline.report.headline import Headline, sentences
 from pipeline.report.markup import Markup, element, join, trusted
@@ -23,7 +24,12 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def build_report(
-    recipe: Mapping[str, Any], stages: Sequence[ReportStage], out: Path, *, written: datetime | None = None
+    recipe: Mapping[str, Any],
+    stages: Sequence[ReportStage],
+    out: Path,
+    *,
+    written: datetime | None = None,
+    experiment: Experiment | None = None,
 ) -> Path:
     """Write the report of a run.
 
@@ -32,6 +38,7 @@ def build_report(
         stages: the run's stages in order, finished or not; what one lacks is left out of the page.
         out: the HTML file; folders are made, and a file that is there is replaced in one step.
         written: the date on the page; now when not given.
+        experiment: a question and its answer, which then is the page's first section.
 
     Returns:
         `out`.
@@ -40,13 +47,20 @@ def build_report(
         UserError: the file cannot be written there.
     """
     moment = written or datetime.now().astimezone()
-    return _write(out, render(recipe, stages, moment))
+    return _write(out, render(recipe, stages, moment, experiment))
 
 
-def render(recipe: Mapping[str, Any], stages: Sequence[ReportStage], written: datetime) -> str:
+def render(
+    recipe: Mapping[str, Any], stages: Sequence[ReportStage], written: datetime, experiment: Experiment | None = None
+) -> str:
     """The page as text. It is well-formed XML after its first line."""
     material = gather(stages)
-    parts = [*sections(material), stages_section(stages), conditions_section(stages), recipe_section(recipe)]
+    parts = [
+        *sections(material, experiment),
+        stages_section(stages),
+        conditions_section(stages),
+        recipe_section(recipe),
+    ]
     present = [part for part in parts if part is not None]
     name = str(recipe.get("name") or "run")
     body = element(
@@ -55,10 +69,11 @@ def render(recipe: Mapping[str, Any], stages: Sequence[ReportStage], written: da
         element("main", _contents(present), [_section(part) for part in present]),
         element("footer", "Written by robustrain. Every sentence and figure is computed from the stages' own results."),
     )
-    return "<!DOCTYPE html>\n" + element("html", _head(name), body, lang="en") + "\n"
+    return "<!DOCTYPE html>\n" + element("html", head(f"{name} · robustrain report"), body, lang="en") + "\n"
 
 
-def _head(name: str) -> Markup:
+def head(title: str) -> Markup:
+    """The head of a page of ours: style sheet, and a policy under which a browser fetches and runs nothing."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     return element(
         "head",
@@ -66,7 +81,7 @@ def _head(name: str) -> Markup:
         element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         element("meta", name_="color-scheme", content="light dark"),
-        element("title", f"{name} · robustrain report"),
+        element("title", title),
         element("style", trusted(style)),
     )
 

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pipeline.report.charts import Styles, radius_charts, sweep_charts, tradeoff_charts
 from pipeline.report.compare import compare
 from pipeline.report.curves import curve_cards
+from pipeline.report.experiment import Experiment, experiment_body
 from pipeline.report.figures import NBSP, count, half_width, listed
 from pipeline.report.gallery import galleries
 from pipeline.report.headline import Headline, find_headline
 from pipeline.report.markup import Content, Markup, element, join
 from pipeline.report.measurement import Measurement, grouped, measurements, unions
-from pipeline.report.paper import against_paper
+from pipeline.report.paper_section import paper_body
+from pipeline.report.spectra import spectra_body
 from pipeline.report.stage import ReportStage
 from pipeline.report.stems import stem_charts, stem_pairs
-from pipeline.report.tables import comparison_table, main_table, paper_table, published_table, union_table
+from pipeline.report.tables import comparison_table, main_table, union_table
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,14 @@ def gather(stages: Sequence[ReportStage]) -> Material:
     return Material(stages, rows, native, styles, find_headline(native or rows))
 
 
-def sections(material: Material) -> list[Section]:
+def sections(material: Material, experiment: Experiment | None = None) -> list[Section]:
     """All sections with something to say, in reading order."""
     made = [
+        _experiment(material, experiment),
         _results(material),
         _worst_case(material),
         _stems(material),
+        _spectra(material),
         _radius(material),
         _sweep(material),
         _tradeoff(material),
@@ -62,6 +66,17 @@ def sections(material: Material) -> list[Section]:
         _paper(material),
     ]
     return [section for section in made if section is not None]
+
+
+def _experiment(material: Material, experiment: Experiment | None) -> Section | None:
+    if experiment is None:
+        return None
+    return Section("experiment", "The experiment", experiment_body(experiment, material.styles))
+
+
+def _spectra(material: Material) -> Section | None:
+    body = spectra_body(material.stages, material.styles)
+    return Section("spectra", "Spectra", body) if body is not None else None
 
 
 def _results(material: Material) -> Section | None:
@@ -206,38 +221,7 @@ def _gallery(material: Material) -> Section | None:
 
 
 def _paper(material: Material) -> Section:
-    found = against_paper(material.rows, _classes(material.stages), _imported(material.stages))
-    source = "Singh, Croce, Hein: Revisiting Adversarial Training for ImageNet (NeurIPS 2023), arXiv 2303.01870"
-    if found:
-        body = join(
-            _paragraph(f"The same network at the same norm, radius and resolution. Published: {source}."),
-            paper_table(found),
-        )
-    else:
-        models = listed(sorted({row.model_title for row in material.rows})) or "nothing"
-        body = _paragraph(
-            f"No figure of this run stands beside a published one: measured were {models}, none of them with the norm, "
-            f"radius and resolution of a network in {source}."
-        )
-    known = _paragraph(
-        "AutoAttack on RobustBench's 5 000 validation images, on which these networks reach about two points more than "
-        "third parties measured on all 50 000. Figures on other or smaller data sets are not comparable."
-    )
-    shown = element("details", element("summary", "The published figures, for orientation"), known, published_table())
-    return Section("paper", "Against the paper", join(body, shown))
-
-
-def _imported(stages: Sequence[ReportStage]) -> set[str]:
-    return {stage.name for stage in stages if str(stage.config.get("init", "")).startswith("file:")}
-
-
-def _classes(stages: Sequence[ReportStage]) -> dict[str, int]:
-    results = [stage.result for stage in stages if stage.kind == "encode"]
-    return {
-        str(one["dataset"]): one["classes"]
-        for one in results
-        if isinstance(one.get("classes"), int) and "dataset" in one
-    }
+    return Section("paper", "Against the paper", paper_body(material.rows, material.stages))
 
 
 def _paragraph(*content: Content) -> Markup:

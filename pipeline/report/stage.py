@@ -28,7 +28,8 @@ class ReportStage:
     `state` is "ran", "reused", "failed" or another word, shown as it is. `history` has one dictionary an epoch,
     `rows` and `union` one a figure (see `Measurement.from_row`), `conditions` what holds for all of them, `gallery`
     one a sample with `label`, `clean_prediction`, `adversarial_prediction`, `norm`, `eps` and the paths of three PNG
-    files under `clean`, `adversarial` and `difference`. Whatever is missing is left out of the page.
+    files under `clean`, `adversarial` and `difference`. `verdicts` and `spectra` are an evaluation's documents of these
+    names. Whatever is missing is left out of the page.
     """
 
     name: str
@@ -43,6 +44,8 @@ class ReportStage:
     union: Sequence[Mapping[str, Any]] = ()
     conditions: Mapping[str, Any] = field(default_factory=dict)
     gallery: Sequence[Mapping[str, Any]] = ()
+    verdicts: Mapping[str, Any] = field(default_factory=dict)
+    spectra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
