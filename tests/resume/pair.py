@@ -51,8 +51,9 @@ class Pair:
         return read_checkpoint(place, FINGERPRINT)
 
     def steps_taken(self):
-        """The number of steps of the last life, both epochs at most."""
-        return len((self._folder / f"steps-{self._life}").read_text().split())
+        """The number of steps of the last life."""
+        taken = self._folder / f"steps-{self._life}"
+        return len(taken.read_text().split()) if taken.exists() else 0
 
     def _work(self, rank, interrupt):
         code = 1
