@@ -11,12 +11,15 @@ from pipeline.report.figures import NOT_RECORDED, percent
 from pipeline.report.markup import Content, Markup, element, join
 from pipeline.report.measurement import Measurement
 from pipeline.report.pairs import model_of
-from pipeline.report.plots import Point, Series, chart, key_mark, number_axis
+from pipeline.report.plots import Axis, Point, Series, chart, key_mark, number_axis
 from pipeline.report.stage import ReportStage
 from pipeline.report.tables import Column, table
 
 FINE = 0.25
 """Cycles per pixel above which structure is called fine: half of what a row of pixels can carry."""
+
+NYQUIST = 0.5
+"""The highest frequency of a row of pixels; what lies beyond is in the corners of the spectrum and is not drawn."""
 
 _FLOOR = 1e-12
 """Relative power below which a point is rounding error and not drawn."""
@@ -92,7 +95,7 @@ def _series(label: str, stage: ReportStage, found: Mapping[str, Any], styles: St
     drawn = [
         Point(f, power, tip=f"{model_of(stage)}: {f:.3f} cycles per pixel: {10**power:.3g} of the mean")
         for f, power in relative(found)
-        if f <= 0.5
+        if f <= NYQUIST
     ]
     return Series(label, styles.get(model_of(stage), 0), drawn)
 
@@ -101,7 +104,7 @@ def _chart(key: str, title: str, lines: Sequence[Series]) -> Markup | None:
     lines = [line for line in lines if line.points]
     if not lines:
         return None
-    x = number_axis("cycles per pixel", [point.x for line in lines for point in line.points], start=0.0)
+    x = Axis(0.0, NYQUIST, [(i / 10, f"{i / 10:g}") for i in range(6)], "cycles per pixel")
     y = number_axis("log10 of relative power", [point.y for line in lines for point in line.points])
     spoken = "; ".join(f"{line.label}, last point {line.points[-1].tip}" for line in lines[:24])
     return figure(chart(key, title, spoken, x, y, lines), element("b", title), lines)
