@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.errors import EXIT_STATUS, UserError
+from pipeline.running import check_machine, console_of_ours, run_here_and_tell, run_on_kubeflow, show_table, shown
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pipeline.local import Outcome
     from pipeline.recipe import Recipe
 
@@ -58,9 +57,9 @@ def run(
     """Run a recipe: finished stages are reused, interrupted ones continued, the rest is done."""
     chosen = _load(recipe, overrides, again)
     if on == "kubeflow":
-        _run_on_kubeflow(chosen, wait)
+        run_on_kubeflow(chosen, wait)
     elif on == "here":
-        _run_here(chosen, tuple(again or ()), jobs)
+        run_here_and_tell(chosen, tuple(again or ()), jobs)
     else:
         raise UserError("unknown place", where="--on", value=on, remedy="use `here` or `kubeflow`")
 
@@ -81,7 +80,7 @@ def plan(recipe: RecipeName, overrides: Overrides = None, again: Again = None, a
     for stage in stages:
         took = f"{stage.seconds:.0f} s" if stage.seconds is not None else "unknown"
         table.add_row(stage.name, stage.kind, stage.action, stage.fingerprint[:10], took, stage.why)
-    _console().print(table)
+    console_of_ours().print(table)
 
 
 @app.command(name="compile", epilog="Example: robustrain compile quickstart -o pipeline.yaml")
@@ -108,7 +107,7 @@ def results(run_id: WhichRun = "", as_json: AsJson = False) -> None:
     if as_json:
         _print_json(found.plain())
         return
-    _show_table(found.rows, _console())
+    show_table(found.rows, console_of_ours())
     if found.report:
         print(f"report: {found.report}")
 
@@ -168,14 +167,14 @@ def experiments(
     from components.store.places import Places
     from pipeline import experiments as rooms
 
-    console = _console()
-    _check_machine()
+    chosen, console = rooms.load_all(recipes or ()), console_of_ours()
+    check_machine()
 
     def run(recipe: Recipe) -> Outcome:
         console.print(f"\n{recipe.name}: {recipe.head.summary}", highlight=False)
-        return _shown(recipe, console)
+        return shown(recipe, console)
 
-    page, entries = rooms.run_all(recipes or rooms.small(), Places.from_environment(), run)
+    page, entries = rooms.run_all(chosen, Places.from_environment(), run)
     for entry in entries:
         if entry.problem:
             print(f"error: {entry.name}: {entry.problem}", file=sys.stderr)
@@ -210,82 +209,6 @@ def _load(recipe: str, overrides: list[str] | None, again: list[str] | None = No
             hint = nearest(name, chosen.stages)
             raise UserError(f"no stage of that name{hint}", where="--again", value=name, remedy="see `robustrain plan`")
     return chosen
-
-
-def _run_here(recipe: Recipe, again: tuple[str, ...], jobs: int) -> None:
-    console = _console()
-    _check_machine()
-    _conclude(_shown(recipe, console, again, jobs), console)
-
-
-def _check_machine() -> None:
-    from components.store.places import Places
-    from pipeline.preflight import examine
-
-    for finding in examine(Places.from_environment()):
-        if finding.state == "error":
-            raise UserError(finding.fact, where=finding.what, remedy=finding.remedy)
-
-
-def _shown(recipe: Recipe, console: Console, again: tuple[str, ...] = (), jobs: int = 0) -> Outcome:
-    """Runs a recipe here with its live lines."""
-    from components.store.places import Places
-    from pipeline.display import Display
-    from pipeline.local import run_here
-
-    display = Display(recipe, console)
-    try:
-        with display.shown():
-            return run_here(recipe, Places.from_environment(), again=again, jobs=jobs, watch=display.update)
-    except KeyboardInterrupt:
-        console.print("stopped. Start again to go on: complete stages are reused, the interrupted one continues.")
-        raise typer.Exit(130) from None
-
-
-def _conclude(outcome: Outcome, console: Console) -> None:
-    """The table, the report's path and the MLflow command; or the cause and the log."""
-    from components.store.places import Places
-
-    if not outcome.ok:
-        failed = outcome.failed()
-        cause = failed["error"] if failed else "the pipeline stopped before any stage failed"
-        log = failed["log"] if failed else outcome.log
-        print(f"error: stage {failed['stage'] if failed else '(none)'} failed: {cause}\nlog: {log}", file=sys.stderr)
-        raise typer.Exit(EXIT_STATUS if failed and failed.get("user") else 1)
-    if outcome.rows:
-        console.print()
-        _show_table(outcome.rows, console)
-    if outcome.report:
-        print(f"\nreport:  {outcome.report}")
-    print(f"MLflow:  mlflow ui --backend-store-uri {Places.from_environment().tracking_uri}")
-
-
-def _show_table(rows: list[dict[str, Any]], console: Console) -> None:
-    from pipeline.report.tables import terminal_table
-
-    console.print(terminal_table(rows))
-
-
-def _run_on_kubeflow(recipe: Recipe, wait: bool) -> None:
-    import tempfile
-
-    from pipeline import cluster, graph
-
-    settings = cluster.ClusterSettings.from_environment()
-    with tempfile.TemporaryDirectory() as folder:
-        package = graph.compile_to(recipe, Path(folder) / "pipeline.yaml", settings.image or graph.IMAGE)
-        run_id = cluster.submit(
-            package, pipeline_name=f"robustrain-{recipe.name}", run_name=recipe.name, parameters={}, settings=settings
-        )
-    print(f"submitted: run {run_id}")
-    if wait:
-        cluster.wait(run_id, settings=settings)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def _print_json(value: Any) -> None:

@@ -54,22 +54,28 @@ def small() -> list[str]:
     return [name for name, path in names().items() if path.parent.name == FOLDER and name.endswith(_SMALL)]
 
 
-def run_all(recipes: Sequence[str], places: Places, run: Runner) -> tuple[Path, list[Entry]]:
+def load_all(recipes: Sequence[str]) -> list[Recipe]:
+    """The recipes of these names, all small experiments where none is given; all before the first runs.
+
+    Raises:
+        UserError: one that cannot be loaded.
+    """
+    return [load(name) for name in recipes or small()]
+
+
+def run_all(recipes: Sequence[Recipe], places: Places, run: Runner) -> tuple[Path, list[Entry]]:
     """Runs the recipes and writes the page; one that fails is said there and does not keep the others from running.
 
     Args:
-        recipes: names; all are loaded before the first runs, so that a mistake in one is said at once.
         run: as `pipeline.local.run_here` does.
 
     Returns:
         The page's path, and one entry a recipe in their order.
 
     Raises:
-        UserError: a recipe that cannot be loaded.
         KeyboardInterrupt: as `run` raises it; no page is written then.
     """
-    loaded = [load(name) for name in recipes]
-    entries = [_one(recipe, places, run) for recipe in loaded]
+    entries = [_one(recipe, places, run) for recipe in recipes]
     return write_atomically(places.home / PAGE, render(entries, places.home)), entries
 
 

@@ -21,7 +21,7 @@ def robustrain(*arguments, home, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False)
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "compile", "results", "report", "recipes", "doctor"])
+@pytest.mark.parametrize("command", ["run", "plan", "compile", "results", "report", "recipes", "experiments", "doctor"])
 def test_every_command_has_help(command):
     shown = CliRunner().invoke(app, [command, "--help"])
     assert shown.exit_code == 0
@@ -30,7 +30,7 @@ def test_every_command_has_help(command):
 
 def test_help_names_every_command():
     shown = CliRunner().invoke(app, ["--help"]).output
-    for command in ("run", "plan", "compile", "results", "report", "recipes", "doctor"):
+    for command in ("run", "plan", "compile", "results", "report", "recipes", "experiments", "doctor"):
         assert command in shown
 
 
@@ -45,6 +45,9 @@ def test_help_names_every_command():
         (("results",), "no run is known here"),
         (("report",), "no run is known here"),
         (("recipes", "--show", "nothing"), "unknown recipe"),
+        (("plan", "steps-small", "--set", "adversarial-{step}.epochs=3"), "did you mean 'adversarial-{steps}'"),
+        (("plan", "steps-small", "--set", "matrix.steps=[1.5]"), "matrix.steps: a label becomes part of stage names"),
+        (("experiments", "steps-smal"), "did you mean 'steps-small'"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(arguments, said, tmp_path):

@@ -21,7 +21,8 @@ def test_lists_and_counts_say_the_same_and_intervals_are_worked_out():
 
 
 @pytest.mark.parametrize(
-    ("n", "right", "disagreeing"), [(60, 46, 0), (60, 46, 5), (60, 46, 20), (200, 20, 9), (12, 6, 0)]
+    ("n", "right", "disagreeing"),
+    [(60, 46, 0), (60, 58, 0), (60, 2, 0), (60, 57, 9), (60, 46, 5), (60, 46, 20), (200, 20, 9), (12, 6, 0)],
 )
 def test_the_smallest_difference_is_the_edge_of_what_shows(n, right, disagreeing):
     smallest = smallest_difference(n, right, disagreeing)

@@ -1,0 +1,106 @@
+"""What the `run` and `experiments` commands do: run with live lines, tell how it ended, or hand on to a cluster.
+
+As light to import as `pipeline.cli` itself: everything heavy is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from components.errors import EXIT_STATUS, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.local import Outcome
+    from pipeline.recipe import Recipe
+
+
+def run_here_and_tell(recipe: Recipe, again: tuple[str, ...], jobs: int) -> None:
+    """Runs a recipe on this machine and prints its results.
+
+    Raises:
+        UserError: this machine lacks something.
+        typer.Exit: a stage failed, or the run was stopped.
+    """
+    console = console_of_ours()
+    check_machine()
+    _conclude(shown(recipe, console, again, jobs), console)
+
+
+def check_machine() -> None:
+    """Raises the first error that `robustrain doctor` would show."""
+    from components.store.places import Places
+    from pipeline.preflight import examine
+
+    for finding in examine(Places.from_environment()):
+        if finding.state == "error":
+            raise UserError(finding.fact, where=finding.what, remedy=finding.remedy)
+
+
+def shown(recipe: Recipe, console: Console, again: tuple[str, ...] = (), jobs: int = 0) -> Outcome:
+    """Runs a recipe here with its live lines."""
+    from components.store.places import Places
+    from pipeline.display import Display
+    from pipeline.local import run_here
+
+    display = Display(recipe, console)
+    try:
+        with display.shown():
+            return run_here(recipe, Places.from_environment(), again=again, jobs=jobs, watch=display.update)
+    except KeyboardInterrupt:
+        console.print("stopped. Start again to go on: complete stages are reused, the interrupted one continues.")
+        raise typer.Exit(130) from None
+
+
+def _conclude(outcome: Outcome, console: Console) -> None:
+    """The table, the report's path and the MLflow command; or the cause and the log."""
+    from components.store.places import Places
+
+    if not outcome.ok:
+        failed = outcome.failed()
+        cause = failed["error"] if failed else "the pipeline stopped before any stage failed"
+        log = failed["log"] if failed else outcome.log
+        print(f"error: stage {failed['stage'] if failed else '(none)'} failed: {cause}\nlog: {log}", file=sys.stderr)
+        raise typer.Exit(EXIT_STATUS if failed and failed.get("user") else 1)
+    if outcome.rows:
+        console.print()
+        show_table(outcome.rows, console)
+    if outcome.report:
+        print(f"\nreport:  {outcome.report}")
+    print(f"MLflow:  mlflow ui --backend-store-uri {Places.from_environment().tracking_uri}")
+
+
+def show_table(rows: list[dict[str, Any]], console: Console) -> None:
+    """Prints results as a table."""
+    from pipeline.report.tables import terminal_table
+
+    console.print(terminal_table(rows))
+
+
+def run_on_kubeflow(recipe: Recipe, wait: bool) -> None:
+    """Compiles a recipe, starts it on the cluster and, with `wait`, follows it to its end."""
+    import tempfile
+
+    from pipeline import cluster, graph
+
+    settings = cluster.ClusterSettings.from_environment()
+    with tempfile.TemporaryDirectory() as folder:
+        package = graph.compile_to(recipe, Path(folder) / "pipeline.yaml", settings.image or graph.IMAGE)
+        run_id = cluster.submit(
+            package, pipeline_name=f"robustrain-{recipe.name}", run_name=recipe.name, parameters={}, settings=settings
+        )
+    print(f"submitted: run {run_id}")
+    if wait:
+        cluster.wait(run_id, settings=settings)
+
+
+def console_of_ours() -> Console:
+    """A terminal as wide as it is, or 120 columns where the output is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
