@@ -1,6 +1,6 @@
 """What n images can show at all: the smallest difference, and the images a difference would need.
 
-Both ask the same question as the comparison itself: does the 95 % interval of the paired difference leave 0 out?
+Both ask the same question as the comparison itself: `PairedDifference.shows`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,25 @@ def smallest_difference(n: int, right: int, disagreeing: int) -> float | None:
     Args:
         n: images.
         right: images that the baseline gets right.
-        disagreeing: images on which the two models were seen to disagree. The search starts at so many, as one-sided
-            as they need to be, and goes on to more, all on one side, where so few show nothing.
+        disagreeing: images on which the two models were seen to disagree. So many are taken, as one-sided as they need
+            to be; more, all on one side, where so few show nothing; and fewer where so many cannot be that one-sided.
 
     Returns:
-        The least |share of one - share of the other| whose interval leaves 0 out; None where no difference of this n
-        would.
+        The least |share of one - share of the other| that would have been shown; None where none of this n would.
     """
     for net in range(1, n + 1):
-        against = max(0, disagreeing - net) // 2
-        for gained, lost in ((net + against, against), (against, net + against)):
-            both, neither = right - lost, n - right - gained
-            if both >= 0 and neither >= 0 and from_counts(both, gained, lost, neither).shows:
+        for gain in (True, False):
+            can_go, can_come = (n - right, right) if gain else (right, n - right)
+            # Images that go one way, and those that go the other, can be no more than there are.
+            against = min(max(0, disagreeing - net) // 2, can_go - net, can_come)
+            if against >= 0 and _shows(n, right, net, against, gain):
                 return net / n
     return None
+
+
+def _shows(n: int, right: int, net: int, against: int, gain: bool) -> bool:
+    gained, lost = (net + against, against) if gain else (against, net + against)
+    return from_counts(right - lost, gained, lost, n - right - gained).shows
 
 
 def images_needed(both: int, only_first: int, only_second: int, neither: int) -> int | None:

@@ -112,7 +112,8 @@ def _pairs_table(findings: Sequence[Finding]) -> Markup:
     note = element(
         "p",
         f"Differences in points, first less second, on the same images; 95{NBSP}% intervals of the paired difference "
-        "(Newcombe 1998).",
+        "(Newcombe 1998). A difference is called shown when its interval leaves out 0 and the exact test of the images "
+        f"on which the models disagree (McNemar) says so too, at 5{NBSP}%.",
         class_="note",
     )
     return join(note, table(columns, [_cells(one) for one in findings], "cards"))

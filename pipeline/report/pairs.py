@@ -45,7 +45,10 @@ class Finding:
         if self.difference.shows:
             word = "higher" if self.difference.difference > 0 else "lower"
             return f"{word} by {gap.lstrip('+−')} points; the interval {low} to {high} leaves out 0"
-        return f"no difference shown ({gap} points; the interval {low} to {high} holds 0)"
+        bounds = self.difference.interval
+        outside = bounds[0] > 0 or bounds[1] < 0
+        why = f"leaves out 0, but the exact test says p = {self.difference.p_value:.2f}" if outside else "holds 0"
+        return f"no difference shown ({gap} points; the interval {low} to {high} {why})"
 
     @property
     def not_shown(self) -> str:

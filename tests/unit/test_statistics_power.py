@@ -31,13 +31,29 @@ def test_the_smallest_difference_is_the_edge_of_what_shows(n, right, disagreeing
     assert net / n == smallest
 
     def shows(net):
-        against = max(0, disagreeing - net) // 2
-        ways = ((net + against, against), (against, net + against))
-        cells = [(right - lost, gained, lost, n - right - gained) for gained, lost in ways]
-        return any(from_counts(*one).shows for one in cells if min(one) >= 0)
+        found = []
+        for sign in (1, -1):
+            against = max(0, disagreeing - net) // 2
+            while against >= 0:
+                gained, lost = (net + against, against) if sign > 0 else (against, net + against)
+                cells = (right - lost, gained, lost, n - right - gained)
+                if min(cells) >= 0:
+                    found.append(from_counts(*cells).shows)
+                    break
+                against -= 1
+        return any(found)
 
     assert shows(net)
     assert not any(shows(less) for less in range(1, net))
+
+
+@pytest.mark.parametrize(
+    ("n", "right", "disagreeing", "net"),
+    [(10, 1, 0, 6), (10, 9, 0, 6), (20, 4, 0, 6), (60, 10, 0, 6), (60, 30, 20, 10)],
+)
+def test_the_smallest_difference_of_some_cases(n, right, disagreeing, net):
+    # All on one side, the exact test needs 6 images (p = 2 / 2^6); of 20 it needs 15 against 5 (p = 0.041).
+    assert smallest_difference(n, right, disagreeing) == net / n
 
 
 def test_more_images_show_less_and_more_disagreement_shows_less():
@@ -55,3 +71,11 @@ def test_images_needed_show_the_difference_and_not_many_fewer_would():
     assert not from_counts(*(round(cell * factor * 0.85) for cell in cells)).shows
     assert images_needed(40, 3, 3, 14) is None
     assert images_needed(10, 20, 0, 10) == 40
+    assert 40 <= (images_needed(10, 3, 0, 10) or 0) <= 46
+
+
+def test_an_interval_above_zero_shows_nothing_while_the_exact_test_does_not_agree():
+    found = from_counts(5, 3, 0, 2)
+    assert found.interval[0] > 0
+    assert (found.p_value, found.shows) == (0.25, False)
+    assert from_counts(5, 6, 0, 2).shows
