@@ -7,6 +7,7 @@ from typing import Any
 
 from components.errors import UserError
 from components.store.places import Places
+from pipeline.report.named import rows_here
 
 KEYS = (
     "stage",
@@ -57,17 +58,17 @@ def read(places: Places, run: str = "") -> Results:
         raise UserError("no run is known here", where=str(places.home), remedy="start one: `robustrain run quickstart`")
     tracking = Tracking(places)
     chosen = _choose(tracking.last_pipeline_runs(200), run, places)
+    recipe = tracking.recipe_of(chosen["run_id"])
     rows: list[dict[str, Any]] = []
     worst: list[dict[str, Any]] = []
     report = ""
     for name, (run_id, _) in tracking.stages_of(chosen["run_id"]).items():
         artifacts = tracking.artifacts(tracking.client.get_run(run_id))
         found = artifacts.read_json("results/results.json") or {}
-        rows += found.get("rows", [])
-        worst += [{**row, "evaluation": name} for row in found.get("union", [])]
+        rows += rows_here(name, found.get("rows", []), recipe)
+        worst += [{**row, "evaluation": name} for row in rows_here(name, found.get("union", []), recipe)]
         page = artifacts.fetch("report.html")
         report = str(page) if page else report
-    recipe = tracking.recipe_of(chosen["run_id"])
     rows = sorted(strongest(rows), key=lambda row: _order(row, recipe))
     return Results(chosen["run_id"], chosen["name"], chosen["state"], rows, worst, report)
 

@@ -5,6 +5,7 @@ Where it was asked a question, the answer lies beside the page as `experiment.js
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from components.store.digests import write_json
@@ -12,6 +13,7 @@ from components.store.job import StageJob
 from components.store.run import StageInput
 from pipeline.report.config import ReportConfig
 from pipeline.report.experiment import examine
+from pipeline.report.named import config_here, rows_here
 from pipeline.report.page import build_report
 from pipeline.report.stage import ReportStage
 
@@ -20,8 +22,8 @@ PAGE, EXPERIMENT = "report.html", "experiment.json"
 
 def run(job: StageJob) -> dict[str, Any]:
     """Builds the page from the finished parents of this stage."""
-    stages = [gather(parent, job.spec.pipeline_run) for parent in job.inputs.values()]
     recipe = _recipe(job)
+    stages = [gather(parent, job.spec.pipeline_run, recipe) for parent in job.inputs.values()]
     experiment = examine(ReportConfig.model_validate(job.spec.config).experiment, stages)
     page = build_report(recipe, stages, job.run.workdir / PAGE, experiment=experiment)
     job.run.save(page, PAGE)
@@ -31,8 +33,8 @@ def run(job: StageJob) -> dict[str, Any]:
     return {"stages": len(stages), "figures": figures, "bytes": page.stat().st_size}
 
 
-def gather(stage: StageInput, pipeline_run: str) -> ReportStage:
-    """One finished stage with its history, figures and gallery."""
+def gather(stage: StageInput, pipeline_run: str, recipe: Mapping[str, Any]) -> ReportStage:
+    """One finished stage with its history, figures and gallery, under the names that the recipe gives."""
     read = stage.artifacts.read_json
     results = read("results/results.json") or {}
     return ReportStage(
@@ -41,11 +43,11 @@ def gather(stage: StageInput, pipeline_run: str) -> ReportStage:
         run_id=stage.run_id,
         fingerprint=stage.fingerprint,
         state=_state(stage, pipeline_run),
-        config=stage.config,
+        config=config_here(stage.name, stage.config, recipe),
         result=stage.result,
         history=read("history.json") or [],
-        rows=results.get("rows", []),
-        union=results.get("union", []),
+        rows=rows_here(stage.name, results.get("rows", []), recipe),
+        union=rows_here(stage.name, results.get("union", []), recipe),
         conditions=results.get("conditions", {}),
         gallery=_gallery(stage),
         verdicts=read("results/verdicts.json") or {},

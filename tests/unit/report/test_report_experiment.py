@@ -18,6 +18,7 @@ from pipeline.report.config import ExperimentConfig
 from pipeline.report.experiment import examine, summary
 from pipeline.report.frontier import frontier
 from pipeline.report.measurement import Measurement
+from pipeline.report.named import config_here, rows_here
 from pipeline.report.spectra import fine_share, relative
 from tests.recipes import small
 
@@ -207,3 +208,15 @@ def test_mistakes_are_one_line(experiment, said):
     with pytest.raises(UserError) as caught:
         build(small(report={"experiment": experiment}))
     assert said in str(caught.value)
+
+
+def test_a_reused_stage_is_shown_under_the_names_of_this_recipe():
+    recipe = {"stages": {"evaluate-middle": {"kind": "evaluate", "model": "adversarial-middle", "data": None}}}
+    config = {"model": "adversarial-2", "data": "digits", "n": 60}
+    assert config_here("evaluate-middle", config, recipe) == {"model": "adversarial-middle", "data": "digits", "n": 60}
+    rows = [{"name": "adversarial-2", "n": 60}]
+    assert rows_here("evaluate-middle", rows, recipe) == [{"name": "adversarial-middle", "n": 60}]
+    assert rows_here("evaluate-middle", rows, {}) == rows
+    assert config_here("another", config, recipe) == config
+    network = {"stages": {"pretrain": {"model": {"name": "convnext_micro"}}}}
+    assert rows_here("pretrain", rows, network) == rows
