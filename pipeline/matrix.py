@@ -98,7 +98,7 @@ def _check_use(axes: Axes, stages: Mapping[str, Any]) -> None:
     used = {name for template in stages for name, _ in _PLACE.findall(str(template))}
     for axis in axes:
         if axis not in used:
-            hint = nearest(axis, used - set(axes))
+            hint = nearest(axis, used)
             remedy = f"write {{{axis}}} into the name of the stages that differ in it, or remove the axis"
             raise UserError(f"no stage's name holds this axis{hint}", where=FIELD, value=axis, remedy=remedy)
 

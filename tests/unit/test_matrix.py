@@ -159,7 +159,7 @@ def changed(name, entry, **matrix):
         (document(stem=["4/255"]), "(got '4/255')"),
         (document(stem=[0.15]), "write the axis as label: value with another label"),
         (document(stem=["patch", "patch"]), "matrix.stem: this value is on the axis twice (got 'patch')"),
-        (document(stems=["a"]), "matrix: no stage's name holds this axis (got 'stems')"),
+        (document(stems=["a"]), "matrix: no stage's name holds this axis, did you mean 'stem'? (got 'stems')"),
         (
             changed("evaluate-{stam}", {}),
             "stages.evaluate-{stam}: there is no such axis, did you mean 'stem'? (got '{stam}'). The axes are",
