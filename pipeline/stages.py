@@ -188,7 +188,7 @@ STAGES: dict[str, StageKind] = {
         StageKind(
             "report",
             "tables, plots, gallery: one HTML page",
-            version=1,
+            version=2,
             config=ReportConfig,
             entry="pipeline.report.job:run",
             on="step",
