@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,12 @@ def run_stage(places):
         return tracking.finished(ParentRef(name=spec.name, kind=kind, run_id=spec.run_id, fingerprint=print_), kind)
 
     return run
+
+
+@pytest.fixture
+def ray_turn():
+    """One Ray at a time: two that start at once on two cores outwait each other."""
+    from components.store.claims import claim
+
+    with claim(Path(tempfile.gettempdir()) / f"robustrain-tests-{os.getuid()}.lock"):
+        yield

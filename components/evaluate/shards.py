@@ -22,6 +22,7 @@ from components.evaluate.config import EvaluateConfig
 from components.evaluate.memory import keep_freed_memory
 from components.evaluate.processes import Processes, Report
 from components.evaluate.workload import Workload, blocks
+from components.launch.ray_here import start_ray
 
 RAY_VARIABLE = "RAY_ADDRESS"
 
@@ -94,7 +95,11 @@ def _run_on_ray(config: EvaluateConfig, folder: Path, model_folder: Path, worklo
     import ray
     from ray.exceptions import RayTaskError
 
-    ray.init(address=os.environ.get(RAY_VARIABLE), ignore_reinit_error=True, log_to_driver=False)
+    address = os.environ.get(RAY_VARIABLE) or "local"
+    if address != "local":
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+    elif not ray.is_initialized():
+        start_ray(log_to_driver=False)
     on_gpu = config.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
     device = "cuda" if on_gpu else "cpu"
     wanted = [

@@ -21,6 +21,7 @@ import torch
 
 from components.cores import stage_cores
 from components.errors import UserError
+from components.launch.ray_here import start_ray
 from components.store.places import Places
 from components.train.exposition import HOST_VARIABLE, PORT_VARIABLE
 from components.train.worker_range import workers_for
@@ -96,9 +97,8 @@ def _cluster(config: TrainConfig) -> Iterator[None]:
     # Ray puts sockets below its folder, whose names the kernel limits to 107 bytes.
     folder = tempfile.mkdtemp(prefix="rt", dir="/tmp" if os.path.isdir("/tmp") else None)
     try:
-        ray.init(
+        start_ray(
             num_cpus=max(config.worker_range[0], os.cpu_count() or 1),
-            include_dashboard=False,
             object_store_memory=100 * 2**20,
             _temp_dir=folder,
             logging_level=logging.WARNING,

@@ -26,7 +26,7 @@ CONFIG = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_two_workers_train_like_one(run_stage, places, monkeypatch, capfd):
+def test_two_workers_train_like_one(run_stage, places, monkeypatch, ray_turn):
     for name, value in places.environment().items():
         monkeypatch.setenv(name, value)
     data = run_stage("encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 100, "limit_val": 20})

@@ -235,7 +235,7 @@ def test_processes_follow_from_cores_and_blocks(monkeypatch):
 
 
 @pytest.mark.slow
-def test_ray_tasks_give_the_same_bits(tmp_path, model_folder, monkeypatch):
+def test_ray_tasks_give_the_same_bits(tmp_path, model_folder, monkeypatch, ray_turn):
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", "local")

@@ -8,8 +8,7 @@ import torch
 from components.errors import UserError
 from components.train import checkpoint as room
 from components.train.checkpoint import CheckpointStore, Snapshot, read_checkpoint, write_checkpoint
-from components.train.config import HealthConfig
-from components.train.health import collapsed, require_finite, watch
+from components.train.health import require_finite
 
 MINE = "f" * 64
 
@@ -179,19 +178,3 @@ def test_figures_that_are_no_numbers_stop_the_training():
     for value in (float("nan"), float("inf")):
         with pytest.raises(UserError, match=r"epoch 3, batch 7.*loss.*lower lr"):
             require_finite(value, what="loss", epoch=2, batch=7)
-
-
-def _history(*pairs):
-    return [{"epoch": i, "clean_accuracy": c, "robust_accuracy": r} for i, (c, r) in enumerate(pairs)]
-
-
-def test_collapse_is_both_accuracies_falling(capsys):
-    config = HealthConfig()
-    assert not collapsed(_history((0.9, 0.5)), config)
-    assert not collapsed(_history((0.9, 0.5), (0.85, 0.1)), config), "robustness alone"
-    assert not collapsed(_history((0.9, 0.5), (0.6, 0.4)), config)
-    assert "90.0% to 10.0%" in collapsed(_history((0.9, 0.5), (0.1, 0.1)), config)
-    watch(_history((0.9, 0.5), (0.1, 0.1)), config)
-    assert "warning: training collapsed" in capsys.readouterr().err
-    with pytest.raises(UserError, match="collapsed"):
-        watch(_history((0.9, 0.5), (0.1, 0.1)), HealthConfig(on_collapse="stop"))

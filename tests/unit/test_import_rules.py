@@ -16,7 +16,19 @@ ALLOWED = {
     "launch": {"launch", "store", "errors", "fingerprint"},
     "data": {"data", "errors", "fingerprint", "store"},
     **{
-        room: {room, "errors", "cores", "fingerprint", "radius", "store", "data", "models", "attack", "statistics"}
+        room: {
+            room,
+            "errors",
+            "cores",
+            "fingerprint",
+            "radius",
+            "launch",
+            "store",
+            "data",
+            "models",
+            "attack",
+            "statistics",
+        }
         for room in STAGE_ROOMS - {"data"}
     },
     "statistics": {"statistics"},

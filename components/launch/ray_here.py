@@ -1,0 +1,38 @@
+"""A Ray of our own on this machine, for a stage that wants several workers and was not submitted to a cluster.
+
+Ray 2 binds to the machine's own address and waits 30 s for its processes, a time that is fixed in its code
+(`ray._private.node`); a busy machine needs longer now and then, so a start that timed out is tried again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+_TRIES = 3
+_PATIENCE = {"RAY_gcs_server_port_wait_time_s": "120"}
+
+
+def start_ray(**options: Any) -> None:
+    """`ray.init` for a new cluster that only this machine can reach.
+
+    Args:
+        options: of `ray.init`.
+
+    Raises:
+        Exception: as Ray raises it, after three starts that timed out.
+    """
+    import ray
+
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    for left in reversed(range(_TRIES)):
+        try:
+            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
+            return
+        except Exception as error:  # Ray raises bare ones here
+            ray.shutdown()
+            if not left or isinstance(error, ValueError | TypeError):
+                raise
+            print(f"warning: Ray did not start ({error}); trying again", file=sys.stderr, flush=True)
