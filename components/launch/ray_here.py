@@ -2,11 +2,16 @@
 
 Ray 2 binds to the machine's own address and waits 30 s for its processes, a time that is fixed in its code
 (`ray._private.node`); a busy machine needs longer now and then, so a start that timed out is tried again.
+
+Ray also turns token authentication on for clusters that it starts, reads the token once a process, and without one in
+the environment leaves a readable one in the home folder. So all starts of a process use one token, which only its
+environment holds.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from typing import Any
 
@@ -23,10 +28,12 @@ def start_ray(**options: Any) -> None:
     Raises:
         Exception: as Ray raises it, after three starts that timed out.
     """
-    import ray
-
+    # Before ray is imported: with RAY_AUTH_MODE set it would not notice the token where it was imported earlier.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
+    import ray
+
     for left in reversed(range(_TRIES)):
         try:
             ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import shutil
 import sys
 import tempfile
@@ -90,9 +89,6 @@ def _cluster(config: TrainConfig) -> Iterator[None]:
         ray.init(address="auto", log_to_driver=True, runtime_env={"env_vars": _environment()})
         yield
         return
-    # Ray turns token authentication on for clusters that it starts. Without a token in the environment it would leave a
-    # readable one in the home folder; with RAY_AUTH_MODE set it would not notice where ray was imported before.
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     # Ray puts sockets below its folder, whose names the kernel limits to 107 bytes.
     folder = tempfile.mkdtemp(prefix="rt", dir="/tmp" if os.path.isdir("/tmp") else None)
