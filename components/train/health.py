@@ -16,7 +16,7 @@ from components.errors import UserError
 from components.train.checkpoint import CheckpointStore
 from components.train.health_config import HealthConfig
 from components.train.resume import share_state
-from components.train.signatures import NON_FINITE, REMEDIES, Finding, findings, guesses
+from components.train.signatures import NON_FINITE, REMEDIES, Finding, findings, sound
 from components.train.state import TrainState
 from components.train.world import World
 
@@ -108,8 +108,7 @@ class Guard:
         for finding in seen:
             if actions[finding.signature] == "back":
                 raise GoBack(finding)
-        looked_at = min(self.images, config.images)
-        if not guesses(state.history[-1], classes=self.classes, images=looked_at):
+        if sound(state.history, config, classes=self.classes, images=self.images):
             self._keep()
 
     def go_back(self, finding: Finding) -> None:

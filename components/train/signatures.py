@@ -53,7 +53,7 @@ def findings(history: History, config: HealthConfig, *, classes: int, images: in
     """
     sentences = {
         "chance": at_chance(history, config, classes=classes, images=min(images, config.images)),
-        "collapse": collapsed(history, config),
+        "collapse": collapsed(history, config, classes=classes),
         "catastrophic_overfitting": overfitted_catastrophically(history, config, classes=classes),
         "overfitting": overfitted(history, config, images=images),
         "poor_generalisation": generalises_poorly(history, config, classes=classes),
@@ -88,17 +88,33 @@ def at_chance(history: History, config: HealthConfig, *, classes: int, images: i
     )
 
 
-def collapsed(history: History, config: HealthConfig) -> str:
-    """A sentence where clean and robust accuracy have both lost `collapse_drop` of their best; else empty."""
+def collapsed(history: History, config: HealthConfig, *, classes: int) -> str:
+    """A sentence where clean and robust accuracy have both lost `collapse_drop` of their best; else empty.
+
+    Twice chance is the least that there must have been to lose.
+    """
     probes = _probes(history)
-    if len(probes) < 2:
+    if len(probes) < 2 or not _lost(probes, config.collapse_drop, classes):
         return ""
-    kept, last = 1 - config.collapse_drop, probes[-1]
-    clean_best = max(entry["clean_accuracy"] for entry in probes)
-    robust = [entry["robust_accuracy"] for entry in probes if entry.get("robust_accuracy") is not None]
-    if last["clean_accuracy"] > kept * clean_best or (robust and robust[-1] > kept * max(robust)):
-        return ""
-    return f"training collapsed: held-out clean accuracy fell from {clean_best:.1%} to {last['clean_accuracy']:.1%}"
+    best, last = max(entry["clean_accuracy"] for entry in probes), probes[-1]["clean_accuracy"]
+    return f"training collapsed: held-out clean accuracy fell from {best:.1%} to {last:.1%}"
+
+
+def _lost(probes: History, drop: float, classes: int) -> bool:
+    """Whether clean and, where it is measured, robust accuracy have both lost `drop` of their best."""
+    clean, robust = (
+        [entry[name] for entry in probes if entry.get(name) is not None]
+        for name in ("clean_accuracy", "robust_accuracy")
+    )
+    fell = [values[-1] <= (1 - drop) * max(values) for values in (clean, robust) if values]
+    return max(clean) > 2 / classes and all(fell)
+
+
+def sound(history: History, config: HealthConfig, *, classes: int, images: int) -> bool:
+    """Whether the newest probe's state is worth going back to: no guessing, and not half-way to a collapse."""
+    probes = _probes(history)
+    guessing = guesses(probes[-1], classes=classes, images=min(images, config.images))
+    return not guessing and not _lost(probes, config.collapse_drop / 2, classes)
 
 
 def overfitted_catastrophically(history: History, config: HealthConfig, *, classes: int) -> str:
@@ -129,10 +145,11 @@ def overfitted_catastrophically(history: History, config: HealthConfig, *, class
 def overfitted(history: History, config: HealthConfig, *, images: int) -> str:
     """A sentence where robust accuracy lost `overfitting_drop` (absolute) since its best while clean accuracy rose.
 
-    The loss must also exceed two standard errors of the difference between two shares of `images` images.
+    The loss must also exceed two standard errors of the difference between two shares of `images` images. Clean
+    training is not judged: it loses what little robustness it has by chance.
     """
     seen = [entry for entry in _probes(history) if entry.get("robust_accuracy") is not None]
-    if len(seen) < 2:
+    if len(seen) < 2 or seen[-1].get("live_attacked_accuracy") is None:
         return ""
     *before, last = seen
     best = max(before, key=lambda entry: entry["robust_accuracy"])

@@ -1,0 +1,83 @@
+"""One training stage on encoded digits, without MLflow: what the tests about training share."""
+
+import shutil
+from types import SimpleNamespace
+
+from components.store.job import StageJob, StageSpec
+from components.train.config import CONFIGS
+
+NETWORK = {"name": "convnext_micro", "stem": "conv", "kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}}
+SMALL = {
+    "data": "digits",
+    "init": "random",
+    "model": NETWORK,
+    "resolution": 32,
+    "epochs": 2,
+    "batch_size": 16,
+    "lr": 2e-3,
+    "warmup_epochs": 0.5,
+    "ema_decay": 0.9,
+    "label_smoothing": 0.0,
+    "augment": "none",
+    "probe": {"every": 1, "images": 16, "fraction": 0.15, "steps": 2, "eps": 0.1},
+    "checkpoint_seconds": 0,
+    "device": "cpu",
+    "loader": "native",
+    "threads": 1,
+}
+
+
+class Run:
+    """A stage's run that keeps everything in folders and lists."""
+
+    def __init__(self, folder):
+        self.workdir, self.artifacts, self.attempt = folder / "work", folder / "artifacts", 1
+        self.metrics, self.notes, self.params = [], [], {}
+        self.workdir.mkdir(parents=True, exist_ok=True)
+
+    def log_params(self, params):
+        self.params.update(params)
+
+    def log_metrics(self, metrics, step=0):
+        self.metrics.append((step, metrics))
+
+    def progress(self, **facts):
+        self.notes.append(facts)
+
+    def save(self, local, artifact):
+        target = self.artifacts / artifact
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(local, target, dirs_exist_ok=True) if local.is_dir() else shutil.copyfile(local, target)
+
+    def fetch(self, artifact, to):
+        found = self.artifacts / artifact
+        return shutil.copytree(found, to, dirs_exist_ok=True) if found.exists() else None
+
+
+def encoded(folder, **change):
+    """Digits (or another source), encoded for real; what `job` takes."""
+    from components.data import stage as encode
+    from components.store.objects import ObjectStore
+
+    objects = ObjectStore(str(folder / "objects"), folder / "cache")
+    config = {"source": "digits", "side": 32, "mode": "raw", "limit_train": 100, "limit_val": 20, **change}
+    spec = StageSpec(name="digits", kind="encode", config=config, seed=0, fingerprint="d" * 64)
+    encode.run(StageJob(spec, {}, Run(folder), objects))
+    return SimpleNamespace(objects=objects, manifest=folder / "artifacts")
+
+
+def job(data, folder, *, seed=3, inputs=None, **change):
+    """A stage over `data`, adversarial where `change` has an attack, writing below `folder`."""
+    kind = change.pop("kind", "adversarial" if change.get("attack") else "pretrain")
+    config = CONFIGS[kind].model_validate({**SMALL, **change}).model_dump(mode="json")
+    spec = StageSpec(name=kind, kind=kind, config=config, seed=seed, fingerprint="a" * 64)
+    images = SimpleNamespace(path=lambda name: data.manifest / name)
+    return StageJob(spec, {"data": images, **(inputs or {})}, Run(folder), data.objects)
+
+
+def train(made):
+    """Runs the stage in this process and returns its result."""
+    from components.train import stage
+    from components.train.world import World
+
+    return stage.work(made, World())
