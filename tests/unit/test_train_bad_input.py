@@ -1,0 +1,85 @@
+"""What people get wrong about data and first weights: one message each, with place, value and remedy."""
+
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from components.errors import UserError
+from components.train.config import AdversarialConfig, PretrainConfig
+from components.train.initial import initial_model
+from tests.small_training import NETWORK, SMALL
+
+
+def _pretrain(tag, **change):
+    return PretrainConfig.model_validate(
+        {"data": "imagenet", "init": f"timm:{tag}", "init_data": "imagenet-1k", **change}
+    )
+
+
+@pytest.mark.parametrize("tag", ["convnext_tiny.fb_in1k", "fb_in1k", "vit_base_patch16_224.augreg_in1k", "augreg_in1k"])
+def test_weights_of_imagenet_1k_are_taken(tag):
+    assert _pretrain(tag).init == f"timm:{tag}"
+
+
+@pytest.mark.parametrize(
+    ("tag", "near"),
+    [
+        ("convnext_tiny.fb_in22k", "timm:convnext_tiny.fb_in1k"),
+        ("convnext_tiny.fb_in22k_ft_in1k_384", "timm:convnext_tiny.fb_in1k"),
+        ("vit_base_patch16_224.augreg_in21k_ft_in1k", "timm:vit_base_patch16_224.augreg_in1k"),
+        ("fb_in22k", "timm:fb_in1k"),
+        ("convnext_tiny", "timm:convnext_tiny.fb_in1k"),
+    ],
+)
+def test_weights_of_other_data_are_refused_with_the_nearest_that_fit(tag, near):
+    with pytest.raises(ValidationError) as caught:
+        _pretrain(tag)
+    for part in ("init", tag, "ImageNet-1k", near, "init_data: any"):
+        assert part in str(caught.value)
+
+
+def test_other_data_is_taken_where_the_recipe_does_not_mind():
+    assert _pretrain("fb_in22k", init_data="any").init == "timm:fb_in22k"
+
+
+@pytest.fixture
+def parent(tmp_path):
+    """A saved model of 10 classes, as another stage's output."""
+    from components.models import ModelCard, build_model, save_model
+
+    card = ModelCard(name="convnext_micro", stem="conv", num_classes=10, resolution=32, kwargs=NETWORK["kwargs"])
+    model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, **NETWORK["kwargs"])
+    save_model(tmp_path / "model", model, card)
+    return tmp_path
+
+
+def _first(parent, kind, *, init, classes):
+    config = kind.model_validate({**SMALL, "init": init, "model": NETWORK})
+    job = SimpleNamespace(inputs={"init": SimpleNamespace(path=lambda name: parent / name)})
+    return initial_model(job, config, SimpleNamespace(num_classes=classes, classes=()), seed=0)
+
+
+@pytest.mark.parametrize("classes", [12, 7])
+@pytest.mark.parametrize("from_file", [False, True], ids=["stage", "file"])
+def test_a_head_that_is_kept_has_the_classes_of_the_data(parent, classes, from_file):
+    init = f"file:{parent / 'model'}" if from_file else "pretrain"
+    with pytest.raises(UserError) as caught:
+        _first(parent, AdversarialConfig, init=init, classes=classes)
+    for part in (f"{classes} classes", "10", "data", "'digits'", "transfer stage"):
+        assert part in str(caught.value)
+
+
+def test_and_is_taken_where_they_are_the_same(parent):
+    assert _first(parent, AdversarialConfig, init="pretrain", classes=10).fresh == ()
+
+
+def test_a_transfer_stage_starts_a_fresh_head(parent):
+    from components.train.config import TransferConfig
+
+    assert any("head" in name for name in _first(parent, TransferConfig, init="pretrain", classes=12).fresh)
+
+
+def test_radii_of_other_norms_are_checked():
+    with pytest.raises(ValidationError, match=r"probe.other_norms.Linf.*got 4.0.*4/255"):
+        PretrainConfig.model_validate({"data": "digits", "probe": {"other_norms": {"Linf": 4}}})

@@ -1,0 +1,190 @@
+"""What a training tells: costs, the live note, MLflow over time, and Prometheus."""
+
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+
+from components.models import build_model, forward_macs
+from components.train import cost
+from components.train.config import AdversarialConfig
+from components.train.exposition import Exposition, open_exposition
+from components.train.meter import Meter
+from components.train.step import Outcome, Threat
+from components.train.telling import Telling, note
+from tests.small_training import NETWORK, SMALL, encoded, job, train
+
+
+@pytest.mark.parametrize(
+    ("threat", "forwards"),
+    [
+        (None, 3),
+        (Threat("Linf", 0.1, 1), 6),
+        (Threat("Linf", 0.1, 2), 8),
+        (Threat("Linf", 0.1, 2, form="last"), 7),
+        (Threat("Linf", 0.1, 1, kind="fgsm"), 5),
+        (Threat("Linf", 0.1, 10, loss="trades"), 28),
+    ],
+)
+def test_what_a_step_costs(threat, forwards):
+    """Clean 3 forwards, APGD-2 8, without the choice of the best iterate 7."""
+    assert cost.forwards(threat) == forwards
+
+
+@pytest.mark.parametrize("threat", [Threat("Linf", 0.1, 2), Threat("Linf", 0.1, 1, kind="fgsm"), None])
+def test_a_steps_cost_is_what_it_runs(threat):
+    """Against a count of the forwards that a real step makes: attack gradients count twice, the update three times."""
+    from components.train.step import Precision, train_step
+
+    calls = []
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).train()
+    model.register_forward_hook(lambda m, x, y: calls.append(2 if y.requires_grad else 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    images, noise = torch.rand(2, 3, 2, 2), torch.zeros(2, 3, 2, 2)
+    train_step(
+        model,
+        optimizer,
+        images,
+        torch.tensor([0, 1]),
+        threat=threat,
+        noise=noise,
+        precision=Precision("cpu"),
+        global_batch=2,
+    )
+    assert sum(calls) + 1 == cost.forwards(threat), "the update's backward also goes by the weights"
+
+
+def test_flops_are_counted_from_the_network():
+    model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, **NETWORK["kwargs"])
+    assert cost.step_flops(model, Threat("Linf", 0.1, 2), resolution=32) == 16 * forward_macs(model, 32) > 0
+
+
+def test_a_cpus_peak_is_not_guessed():
+    assert cost.measured_peak(torch.device("cpu"), torch.float32) is None
+    assert 0.05 < cost.memory_gib(torch.device("cpu")) < 100
+
+
+def test_figures_are_means_over_images():
+    meter = Meter(torch.device("cpu"))
+    meter.add(Outcome(torch.tensor([8.0, 4.0, 2.0]), torch.tensor(3.0)), 4)
+    meter.add(Outcome(torch.tensor([4.0, 0.0, 2.0]), torch.tensor(1.0)), 4)
+    meter.waited(0.0)
+    assert meter.figures() == {"loss": 1.5, "attack_gain": 0.5, "attack_flips": 0.5, "grad_norm": 2.0}
+    assert meter.speed()["images_per_s"] > 0
+    assert meter.speed()["data_wait"] == 0
+
+
+FIGURES = {"loss": 1.25, "attack_gain": 0.5, "attack_flips": 0.25, "grad_norm": 3.0}
+
+
+class Report:
+    def __init__(self):
+        self.metrics, self.notes = [], []
+
+    def log_metrics(self, metrics, step=0):
+        self.metrics.append((step, metrics))
+
+    def progress(self, **facts):
+        self.notes.append(facts)
+
+
+def _telling(report, **change):
+    config = AdversarialConfig.model_validate({**SMALL, "attack": {"eps": 0.1}, **change})
+    model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, **NETWORK["kwargs"])
+    return Telling(config, report, model, torch.device("cpu"), workers=2)
+
+
+def test_utilisation_is_known_where_a_peak_is_and_shared_by_the_workers():
+    speed = {"images_per_s": 100.0, "data_wait": 0.1}
+    assert "flop_utilisation" not in _telling(Report()).machine(speed)
+    known = _telling(Report(), peak_tflops=2).machine(speed)
+    assert known["flop_utilisation"] == pytest.approx(known["flops_per_s"] / (2 * 2e12))
+
+
+def test_the_live_note_and_long_epochs_in_mlflow():
+    report = Report()
+    telling = _telling(report, metrics_minutes=1e-9)
+    telling.live(FIGURES, {"images_per_s": 100.0, "data_wait": 0.25}, epoch=1, batch=2, per_epoch=10)
+    said = report.notes[0]["note"]
+    for part in ("epoch 2/2", "loss 1.250", "100 images/s", "waiting 25%", "TFLOP/s", "GiB", "gradient 3", "flips 25%"):
+        assert part in said
+    step, metrics = report.metrics[0]
+    assert step == 12
+    assert metrics["live_loss"] == 1.25
+    assert metrics["live_images_per_s"] == 100
+    rare = Report()
+    _telling(rare).live(FIGURES, {"images_per_s": 1.0, "data_wait": 0.0}, epoch=0, batch=1, per_epoch=10)
+    assert rare.metrics == []
+
+
+def test_a_tracking_server_that_is_away_inside_an_epoch_is_survived(capsys):
+    report = Report()
+    report.log_metrics = lambda *a, **k: (_ for _ in ()).throw(ConnectionError("away"))
+    _telling(report, metrics_minutes=1e-9).live(
+        FIGURES, {"images_per_s": 1.0, "data_wait": 0.0}, epoch=0, batch=1, per_epoch=10
+    )
+    assert "away" in capsys.readouterr().err
+
+
+def test_a_clean_training_says_nothing_about_an_attack():
+    machine = {"images_per_s": 1.0, "data_wait": 0.0, "flops_per_s": 1e9, "memory_gib": 1.0, "flop_utilisation": 0.4}
+    assert "attack" not in note({**FIGURES, **machine}, attacked=False)
+    assert "40% of peak" in note({**FIGURES, **machine}, attacked=False)
+
+
+def _get(port, path="/metrics"):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+        return answer.headers["Content-Type"], answer.read().decode()
+
+
+def test_prometheus_reads_the_figures():
+    exposition = Exposition({"stage": 'a "b"\\c'}, 0)
+    exposition.set({"loss": 1.5, "grad_norm": float("nan")})
+    kind, text = _get(exposition.port)
+    assert kind.startswith("text/plain; version=0.0.4")
+    lines = text.splitlines()
+    assert "# TYPE robustrain_training_loss gauge" in lines
+    assert 'robustrain_training_loss{stage="a \\"b\\"\\\\c"} 1.5' in lines
+    assert 'robustrain_training_grad_norm{stage="a \\"b\\"\\\\c"} NaN' in lines
+    assert text.endswith("\n")
+    with pytest.raises(urllib.error.HTTPError):
+        _get(exposition.port, "/secrets")
+    exposition.close()
+    with pytest.raises(urllib.error.URLError):
+        _get(exposition.port)
+
+
+def test_a_port_that_is_taken_is_said_and_survived(capsys):
+    exposition = Exposition({}, 0)
+    assert open_exposition(exposition.port, {}) is None
+    assert f"no metrics on 127.0.0.1:{exposition.port}" in capsys.readouterr().err
+    exposition.close()
+
+
+def test_no_port_without_asking(monkeypatch):
+    assert open_exposition(None, {}) is None
+    monkeypatch.setenv("ROBUSTRAIN_METRICS_PORT", "0")
+    opened = open_exposition(None, {})
+    assert opened is not None
+    opened.close()
+
+
+def test_a_training_shows_itself_while_it_runs(tmp_path, monkeypatch, capsys):
+    """Asked from inside the last epoch's end, over the real port."""
+    seen = []
+    plain = Telling.epoch
+
+    def watched(self, entry, speed):
+        plain(self, entry, speed)
+        seen.append(_get(self.exposition.port)[1])
+
+    monkeypatch.setattr(Telling, "epoch", watched)
+    made = job(encoded(tmp_path / "data"), tmp_path / "run", metrics_port=0)
+    train(made)
+    assert "http://127.0.0.1:" in capsys.readouterr().out
+    assert 'robustrain_training_epochs_done{stage="pretrain",kind="pretrain",run=""} 2.0' in seen[-1]
+    assert "robustrain_training_clean_accuracy" in seen[-1]
+    logged = dict(made.run.metrics)[2]
+    assert {"loss", "images_per_s", "data_wait", "flops_per_s", "memory_gib", "grad_norm", "lr"} <= set(logged)
+    assert "epoch 1/2" in made.run.notes[0]["note"]

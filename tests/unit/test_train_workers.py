@@ -1,0 +1,96 @@
+"""A range of workers: how it is written, and which number a cluster gets."""
+
+import pytest
+from pydantic import ValidationError
+
+from components.errors import UserError
+from components.fingerprint import fingerprinted
+from components.train.config import AdversarialConfig
+from components.train.worker_range import workers_for
+
+
+def _config(**change):
+    return AdversarialConfig.model_validate({"data": "digits", "init": "convstem", "batch_size": 64, **change})
+
+
+@pytest.mark.parametrize("written", ["1-4", " 1 - 4 ", [1, 4], (1, 4)])
+def test_a_range_is_a_text_or_two_numbers(written):
+    config = _config(workers=written)
+    assert config.worker_range == (1, 4)
+    assert config.workers == 4, "what a cluster is asked for stays one number"
+    assert AdversarialConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_one_number_is_exactly_that_number():
+    assert _config(workers=2).worker_range == (2, 2)
+    assert _config().worker_range == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "available", "taken"),
+    [
+        ({"workers": "1-4"}, 8, 4),
+        ({"workers": "1-4"}, 3.0, 2),
+        ({"workers": "1-4"}, 1, 1),
+        ({"workers": "2-8", "batch_size": 60}, 8, 6),
+        ({"workers": "1-8", "batch_size": 60, "mixup": 0.8}, 5, 5),
+        ({"workers": "1-4", "batch_size": 60, "mixup": 0.8}, 4, 3),
+        ({"workers": 2}, 2, 2),
+    ],
+)
+def test_the_largest_number_that_fits_and_divides(change, available, taken):
+    assert workers_for(_config(**change), available=available, unit="cores") == taken
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"workers": "2-4"}, ["workers", "1 cores", "2-4"]),
+        ({"workers": 2}, ["workers", "1 cores", "got 2"]),
+        ({"workers": "1-4", "batch_size": 63}, []),
+        ({"workers": "2-4", "batch_size": 66}, ["workers", "1 cores"]),
+    ],
+)
+def test_a_cluster_that_is_too_small(change, parts):
+    if not parts:
+        assert workers_for(_config(**change), available=1, unit="cores") == 1
+        return
+    with pytest.raises(UserError) as caught:
+        workers_for(_config(**change), available=1, unit="cores")
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"workers": "4-1"}, ["workers", "4-1", "1-4"]),
+        ({"workers": "0-4"}, ["workers", "0-4"]),
+        ({"workers": [1, 2, 3]}, ["workers", "[1, 2, 3]"]),
+        ({"workers": [1, "4"]}, ["workers", "least and its largest"]),
+        ({"workers": "many"}, ["workers", "many"]),
+        ({"workers": "3-3"}, ["batch_size", "64", "multiple of 3"]),
+        ({"workers": "5-7"}, ["batch_size", "64", "5 to 7"]),
+        ({"workers": "5-7", "batch_size": 49, "mixup": 0.8}, ["batch_size", "49", "in pairs"]),
+        ({"workers": 2, "workers_min": 3}, ["workers_min", "3", "at most workers (2)"]),
+        ({"workers_min": 1}, ["workers_min", "1"]),
+    ],
+)
+def test_refusals_of_a_range(change, parts):
+    with pytest.raises(ValidationError) as caught:
+        _config(**change)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_neither_workers_nor_pieces_nor_ports_are_in_the_fingerprint():
+    other = _config(
+        workers="1-4", micro_batch=8, metrics_port=0, metrics_minutes=1, peak_tflops=1, init_data="imagenet-1k"
+    )
+    assert fingerprinted(other) == fingerprinted(_config())
+
+
+def test_pieces_of_a_batch_are_refused_where_they_would_change_the_result():
+    assert _config(micro_batch=8).micro_batch == 8
+    with pytest.raises(ValidationError, match=r"micro_batch.*stochastic depth.*drop_path: 0"):
+        _config(micro_batch=8, drop_path=0.1)
