@@ -8,7 +8,7 @@ TEST_WORKERS ?= 2
 # The environment is made anew only when what it is made from has changed.
 STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml docker/ffcv.sh 2>/dev/null | sha256sum | cut -c1-16)
 
-.PHONY: help quickstart experiments test check setup ffcv format lint types lock bench clean
+.PHONY: help quickstart experiments chaos test check setup ffcv format lint types lock bench clean
 
 help:  ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ lock:  ## write requirements.lock anew from pyproject.toml (in a throw-away envi
 	@dir=$$(mktemp -d) && $(PYTHON) -m venv $$dir/v && $$dir/v/bin/pip install -q -e '.[train,dev]' 2>/dev/null && \
 	  { echo "# Exact versions of everything, direct or not. Written by: make lock"; \
 	    $$dir/v/bin/pip freeze --exclude-editable --exclude robustrain; } > requirements.lock && rm -rf $$dir
+
+chaos: setup  ## kill trainings at random moments: make chaos TRIALS=50 SEED=1 RAY=2
+	@$(BIN)/python -m tests.resume.chaos --trials $(or $(TRIALS),50) --seed $(or $(SEED),1) --ray $(or $(RAY),2)
 
 bench: setup  ## run the benchmarks and print their tables
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -175,11 +175,15 @@ def title(process):
     return ""
 
 
-def run(trials, seed, ray_trials=0):
-    """Runs the trials and returns them; one line each is printed."""
-    # The children are forked from here: everything is imported once, and nothing is computed in this process.
+def preload():
+    """Imports once what every life needs: children are forked from here, and nothing is computed in this process."""
     for module in ("components.train.stage", "components.data.stage", "mlflow.tracking", "ray.train.torch"):
         importlib.import_module(module)
+
+
+def run(trials, seed, ray_trials=0):
+    """Runs the trials and returns them; one line each is printed."""
+    preload()
     done, chance = [], random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="robustrain-chaos-") as folder:
         for kind, count, workers in (("here", trials - ray_trials, 0), ("ray", ray_trials, 2)):
