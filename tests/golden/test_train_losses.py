@@ -37,4 +37,4 @@ def test_losses_of_twenty_steps(data, tmp_path, monkeypatch, attack):  # noqa: F
         known = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
         GOLDEN.write_text(json.dumps({**known, attack: [round(loss, 6) for loss in losses]}, indent=1) + "\n")
     # Other processors round otherwise, and twenty steps let that grow.
-    assert losses == pytest.approx(json.loads(GOLDEN.read_text())[attack], rel=2e-3)
+    assert losses == pytest.approx(json.loads(GOLDEN.read_text())[attack], rel=5e-4)
