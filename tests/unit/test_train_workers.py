@@ -1,5 +1,7 @@
 """A range of workers: how it is written, and which number a cluster gets."""
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
@@ -7,6 +9,7 @@ from components.errors import UserError
 from components.fingerprint import fingerprinted
 from components.train.config import AdversarialConfig
 from components.train.worker_range import workers_for
+from tests.small_training import encoded, job, train
 
 
 def _config(**change):
@@ -94,3 +97,14 @@ def test_pieces_of_a_batch_are_refused_where_they_would_change_the_result():
     assert _config(micro_batch=8).micro_batch == 8
     with pytest.raises(ValidationError, match=r"micro_batch.*stochastic depth.*drop_path: 0"):
         _config(micro_batch=8, drop_path=0.1)
+
+
+def test_pieces_of_a_batch_train_like_whole_batches(tmp_path):
+    data, attack = encoded(tmp_path / "data"), {"norm": "Linf", "eps": 0.1, "steps": 2}
+    whole, pieces = (job(data, tmp_path / str(n), attack=attack, mixup=0.8, micro_batch=n) for n in (0, 5))
+    train(whole)
+    train(pieces)
+    one, two = (json.loads((made.run.artifacts / "history.json").read_text()) for made in (whole, pieces))
+    for first, second in zip(one, two, strict=True):
+        for figure in ("loss", "grad_norm", "attack_gain"):
+            assert second[figure] == pytest.approx(first[figure], rel=1e-4), figure

@@ -1,0 +1,84 @@
+"""A worker process that is killed in the middle of an epoch costs the work since the last checkpoint and no bits."""
+
+import json
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.small_training import NETWORK
+
+CONFIG = {
+    "data": "digits",
+    "init": "random",
+    "model": NETWORK,
+    "resolution": 32,
+    "epochs": 3,
+    "batch_size": 16,
+    "warmup_epochs": 0.5,
+    "ema_decay": 0.5,
+    "mixup": 0.8,
+    "attack": {"norm": "Linf", "eps": 0.1, "steps": 3},
+    "probe": {"every": 1, "images": 16, "fraction": 0.15, "steps": 2},
+    "device": "cpu",
+    "loader": "native",
+    "threads": 1,
+    "workers": "1-2",
+    "checkpoint_minutes": 0,
+}
+PER_EPOCH = 24
+
+
+class Killer(threading.Thread):
+    """Kills one training worker with SIGKILL as soon as a checkpoint from inside an epoch lies on the disk."""
+
+    def __init__(self, home):
+        super().__init__(daemon=True)
+        self.home, self.killed, self.checkpoint, self.over = home, "", "", False
+
+    def run(self):
+        while not self.over and not self.killed:
+            for place in self.home.rglob("checkpoints/step-*/manifest.json"):
+                if 2 <= int(place.parent.name.split("-")[1]) % PER_EPOCH <= PER_EPOCH - 4:
+                    self._kill(place.parent.name)
+                    break
+            time.sleep(0.02)
+
+    def _kill(self, checkpoint):
+        for process in psutil.Process().children(recursive=True):
+            title = " ".join(process.cmdline()[:1])
+            if title.startswith("ray::") and "TrainWorker" in title:
+                process.send_signal(signal.SIGKILL)
+                self.killed, self.checkpoint = title, checkpoint
+                return
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_killed_worker_costs_no_bits(run_stage, places, monkeypatch, capfd):
+    for name, value in places.environment().items():
+        monkeypatch.setenv(name, value)
+    data = run_stage("encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 400, "limit_val": 20})
+    calm = run_stage("adversarial", CONFIG, {"data": data})
+    killer = Killer(places.home)
+    killer.start()
+    struck = run_stage("adversarial", CONFIG, {"data": data})
+    killer.over = True
+    killer.join()
+    assert killer.killed, "no worker was killed: the test shows nothing"
+    said = capfd.readouterr()
+    assert "broke off and goes on" in said.err
+    assert "continuing from epoch" in said.out + said.err
+    one, two = (json.loads(run.path("history.json").read_text()) for run in (calm, struck))
+    timed = ("images_per_s", "data_wait")
+    assert [{k: v for k, v in entry.items() if k not in timed} for entry in two] == [
+        {k: v for k, v in entry.items() if k not in timed} for entry in one
+    ]
+    weights = [load_file(run.path("model/weights.safetensors")) for run in (calm, struck)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert torch.equal(weights[1][name], tensor), name
