@@ -145,7 +145,7 @@ def _attacking(name: str, summary: str, config: type[BaseModel]) -> StageKind:
     return StageKind(
         name,
         summary,
-        version=1,
+        version=2,
         config=config,
         entry="components.evaluate.stage:run",
         roles={"model": _MODEL, "data": Role(frozenset({"encode"}), required=False)},

@@ -15,6 +15,7 @@ from components.evaluate.config import EvaluateConfig, SweepConfig
 from components.evaluate.outcomes import Outcome, gather
 from components.evaluate.results import Subject
 from components.evaluate.shards import Shards, opened
+from components.evaluate.short_form import short_forms
 from components.evaluate.workload import Workload
 from components.models.weights import read_card, read_card_document
 
@@ -70,7 +71,7 @@ def _evaluate(job: StageJob, config: EvaluateConfig, sides: tuple[int, ...], sha
     found = shards.run(folder, job.inputs["model"].path("model"), work, Board(job, work))
     outcomes = gather(work, found)
     document = {
-        "rows": [results.row(subject, outcome, config, chosen) for outcome in outcomes],
+        "rows": [results.row(subject, o, config, chosen) for o in [*outcomes, *short_forms(outcomes)]],
         "union": results.union_rows(subject, outcomes),
         "conditions": results.conditions(subject, config, chosen, sides, shards.device),
     }
