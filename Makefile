@@ -16,7 +16,7 @@ help:  ## list every target
 quickstart: setup  ## install, run the whole pipeline on built-in images, show the result
 	@$(BIN)/robustrain run quickstart
 
-experiments: setup  ## run the six small experiments and write one page with their answers (about 12 minutes)
+experiments: setup  ## run the six small experiments and write one page with their answers (about 9 minutes)
 	@$(BIN)/robustrain experiments
 
 test: setup  ## run the tests (under 15 minutes on two cores)
