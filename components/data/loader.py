@@ -143,7 +143,7 @@ def open_loader(
     world: int = 1,
     threads: int = 2,
     indices: Sequence[int] | Indices | None = None,
-    order: Literal["random", "sequential"] | None = None,
+    order: Literal["random", "fixed", "sequential"] | None = None,
     crop: RandomCrop | CenterCrop | None = None,
     flip: float | None = None,
     augment: Augmentation | None = None,

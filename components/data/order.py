@@ -30,7 +30,8 @@ class BatchOrder:
     Args:
         indices: the samples that take part (each at most once).
         batch_size: samples in a global batch, over all ranks.
-        order: `random` gives every epoch another order, `sequential` keeps `indices` as they are.
+        order: `random` gives every epoch another order, `fixed` gives all of them that of epoch 0, `sequential` keeps
+            `indices` as they are.
         drop_last: leave out the last global batch where it is not full.
 
     Raises:
@@ -40,7 +41,7 @@ class BatchOrder:
     indices: Indices
     batch_size: int
     seed: int = 0
-    order: Literal["random", "sequential"] = "random"
+    order: Literal["random", "fixed", "sequential"] = "random"
     drop_last: bool = False
     rank: int = 0
     world: int = 1
@@ -65,7 +66,8 @@ class BatchOrder:
         """All samples in the order of this epoch, over all ranks."""
         if self.order == "sequential":
             return self.indices
-        keys = draws(self.seed ^ _PURPOSE, np.arange(len(self.indices), dtype=np.uint64), epoch)
+        shuffle = 0 if self.order == "fixed" else epoch
+        keys = draws(self.seed ^ _PURPOSE, np.arange(len(self.indices), dtype=np.uint64), shuffle)
         return self.indices[np.argsort(keys, kind="stable")]
 
     def batches(self, epoch: int, start_batch: int = 0) -> list[Indices]:

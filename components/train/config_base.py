@@ -53,6 +53,11 @@ class TrainConfig(Part):
         default="sane",
         description="what is not decayed: 1-D weights, positions and class token; or exactly what code leaves out",
     )
+    faithful: bool = Field(
+        default=False,
+        description="do as code does where that is a slip: its parameter groups, one order of the images in every "
+        "epoch, black borders and erasing with pixels outside [0, 1] in heavy augmentation",
+    )
     clip_grad: float | None = Field(default=None, gt=0, description="largest gradient norm (paper: none)")
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth (paper: none)")
     ema_decay: float = Field(

@@ -69,10 +69,10 @@ class TrainImages:
             job.objects,
             train=True,
             indices=train,
-            order="random",
+            order="fixed" if config.faithful else "random",
             crop=RandomCrop(config.crop_scale, config.crop_aspect) if crops else _WHOLE,
             flip=config.flip if crops else 0.0,
-            augment=HeavyAugmentation.of(seed, faithful=False) if config.augment == "heavy" else None,
+            augment=HeavyAugmentation.of(seed, faithful=config.faithful) if config.augment == "heavy" else None,
             drop_last=True,
             **common,
         )

@@ -66,7 +66,7 @@ class TrainState:
         model = model.to(**layout).train()
         optimizer = build_optimizer(
             model,
-            groups=config.groups,
+            groups="faithful" if config.faithful else config.groups,
             convolutional=is_convolutional(name),
             betas=config.betas,
             weight_decay=config.weight_decay,

@@ -73,6 +73,14 @@ def test_epochs_and_seeds_differ() -> None:
     assert len({tuple(first(seed, epoch)) for seed in (7, 8, 9) for epoch in (0, 1, 2)}) == 9
 
 
+def test_a_fixed_order_is_that_of_the_first_epoch() -> None:
+    indices = np.arange(50)
+    fixed, moving = (BatchOrder(indices, 10, seed=1, order=order) for order in ("fixed", "random"))
+    assert np.array_equal(fixed.epoch(0), moving.epoch(0))
+    assert np.array_equal(fixed.epoch(7), fixed.epoch(0))
+    assert not np.array_equal(fixed.epoch(7), indices)
+
+
 def test_the_order_is_random() -> None:
     """Every sample is as likely in the first tenth of an epoch as in any other."""
     hits = np.zeros(100)

@@ -151,6 +151,28 @@ def test_checkpoints_more_or_less_often_change_nothing(data, whole, tmp_path, mo
     same(often, whole("clean")[0])
 
 
+def test_faithful_training_with_heavy_augmentation_goes_on_too(data, tmp_path, monkeypatch):
+    """Its erased pixels lie outside [0, 1]; what the attack makes of them does not."""
+    from components.train import step
+
+    seen, plain = [], step.find_adversarial
+
+    def watched(model, images, *args):
+        found = plain(model, images, *args)
+        seen.append((images.aminmax(), found.x_adv.aminmax()))
+        return found
+
+    change = {"faithful": True, "augment": "heavy", "mixup": 0.0, "cutmix": 0.0}
+    monkeypatch.setattr(step, "find_adversarial", watched)
+    torch.set_num_threads(1)
+    expected, _ = _train(monkeypatch, job_of(data, tmp_path / "whole", "adversarial", **change))
+    with pytest.raises(Terminated):
+        _train(monkeypatch, job_of(data, tmp_path, "adversarial", **change), _asked_to_stop_after(PER_EPOCH + 2))
+    same(_train(monkeypatch, job_of(data, tmp_path, "adversarial", **change))[0], expected)
+    assert min(float(images.min) for images, _ in seen) < 0
+    assert all(float(attacked.min) >= 0 and float(attacked.max) <= 1 for _, attacked in seen)
+
+
 def test_signals_reach_the_loop(data, tmp_path, monkeypatch):
     def send(training):
         if training.state.position.step == 2:

@@ -15,14 +15,14 @@ from components.train.world import World
 def first_batch(run_stage, places):
     data = run_stage("encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 80, "limit_val": 20})
 
-    def batch(**changes):
+    def batch(epoch=0, **changes):
         config = PretrainConfig(
             data="encode", resolution=32, batch_size=32, threads=1, epochs=2, warmup_epochs=1, **changes
         )
         spec = StageSpec(name="pretrain", kind="pretrain", config={}, seed=0, fingerprint="0" * 64)
         job = StageJob(spec, {"data": data}, None, ObjectStore(places.objects_uri, places.cache))
         images = TrainImages(job, config, World(rank=0, size=1, device=torch.device("cpu")), seed=0)
-        with images.train.epoch(0) as batches:
+        with images.train.epoch(epoch) as batches:
             found = next(iter(batches))
         return found.images.copy(), found.indices.copy()
 
@@ -39,3 +39,31 @@ def test_presets_differ_in_pixels_and_not_in_order(first_batch):
     assert not np.array_equal(basic, heavy)
     changed = (basic != heavy).any(axis=(1, 2, 3)).mean()
     assert changed > 0.5
+
+
+def test_faithful_is_the_released_codes_order_fill_and_erasing(first_batch):
+    heavy, order = first_batch(augment="heavy")
+    faithful, same = first_batch(augment="heavy", faithful=True)
+    assert np.array_equal(order, same)
+    assert heavy.dtype == np.uint8
+    assert faithful.min() < 0, "erased with N(0, 1), outside of what a pixel can be"
+    assert faithful.max() > 1
+    later, second = first_batch(augment="heavy", faithful=True, epoch=1)
+    assert np.array_equal(same, second), "every epoch in the same order"
+    assert not np.array_equal(faithful, later), "but not with the same crops"
+    _, shuffled = first_batch(augment="heavy", epoch=1)
+    assert not np.array_equal(order, shuffled)
+
+
+def test_faithful_training_groups_its_weights_as_the_released_code():
+    from components.models.build import build_model
+    from components.train.config import AdversarialConfig
+    from components.train.state import TrainState
+
+    def undecayed(**changes):
+        config = AdversarialConfig(data="d", init="random", model={"name": "convnext_micro"}, **changes)
+        state = TrainState.start(build_model("convnext_micro", num_classes=10), "convnext_micro", config, World())
+        return {len(group["params"]) for group in state.optimizer.param_groups if not group["weight_decay"]}
+
+    assert undecayed(faithful=True) == undecayed(groups="faithful")
+    assert undecayed(faithful=True) != undecayed()
