@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.promote.gate import Decision
+from components.radius import radius_text
 
 _NOT_FOR = (
     "Robust accuracies hold for the listed norms and radii only. They say nothing about other perturbations "
@@ -60,7 +61,7 @@ def model_card(
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     head = "| resolution | norm | radius | attack | n | clean | robust | 95 % interval |\n" + "|---" * 8 + "|"
     lines = [
-        f"| {row['resolution']} px | {row['norm']} | {_radius(row['eps'])} | {row['attack']} | {row['n']} "
+        f"| {row['resolution']} px | {row['norm']} | {radius_text(row['eps'])} | {row['attack']} | {row['n']} "
         f"| {_percent(row['clean_accuracy'])} | {_percent(row['robust_accuracy'])} "
         f"| {_percent(row['interval'][0])} to {_percent(row['interval'][1])} |"
         for row in rows
@@ -99,11 +100,6 @@ def _plain(text: str) -> str:
     """Text that cannot start Markdown or HTML of its own; names of stages and classes come from recipes and folders."""
     escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
     return "".join(f"\\{letter}" if letter in "|`*[]" else letter for letter in escaped)
-
-
-def _radius(eps: float) -> str:
-    steps = eps * 255
-    return f"{round(steps)}/255" if eps < 1 and round(steps) and abs(steps - round(steps)) < 1e-6 else f"{eps:g}"
 
 
 def _percent(share: float) -> str:

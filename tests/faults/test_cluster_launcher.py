@@ -193,6 +193,7 @@ def test_an_image_that_comes_late_is_waited_for() -> None:
 
     cluster.on_pods = pulling
     launch(cluster, replace(MINE, timing=replace(QUICK, image_grace_s=30)))
+    assert next(turns) > 4, "the pods were looked at until the image was there"
 
 
 def test_a_missing_config_map_is_named() -> None:

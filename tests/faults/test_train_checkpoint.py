@@ -48,6 +48,7 @@ def test_written_beside_the_training(store):
     store.save(_snapshot(1))
     store.save(_snapshot(2))
     store.settle()
+    assert not store.busy
     _same(store.latest(), _snapshot(2))
 
 

@@ -148,6 +148,7 @@ def test_a_damaged_checkpoint_costs_work_but_no_bits(data, whole, tmp_path, monk
 
 def test_checkpoints_more_or_less_often_change_nothing(data, whole, tmp_path, monkeypatch):
     often, _ = _train(monkeypatch, job_of(data, tmp_path, "clean", checkpoint_minutes=0))
+    assert len(list((tmp_path / "work" / "checkpoints").iterdir())) == 2
     same(often, whole("clean")[0])
 
 

@@ -81,7 +81,8 @@ def test_trades_step(setting):
         p, q = F.log_softmax(m(x), 1), F.log_softmax(m(found.x_adv), 1)
         return F.nll_loss(p, y) + 4.0 * F.kl_div(q, p, reduction="batchmean", log_target=True)
 
-    weights, _ = _step(model, x, y, threat=Threat("Linf", 0.1, 3, loss="trades", beta=4.0), noise=noise)
+    weights, outcome = _step(model, x, y, threat=Threat("Linf", 0.1, 3, loss="trades", beta=4.0), noise=noise)
+    assert float(outcome.sums[0]) / len(x) == pytest.approx(float(loss(model).detach()), rel=1e-5)
     _close(weights, _after(model, loss))
 
 
@@ -92,7 +93,8 @@ def test_fgsm_step(setting):
     start = (x + 0.1 * noise).clamp(0, 1).requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(model(start), y), start)
     x_adv = torch.clamp(start.detach() + 0.125 * gradient.sign(), x - 0.1, x + 0.1).clamp(0, 1)
-    weights, _ = _step(model, x, y, threat=Threat("Linf", 0.1, 1, kind="fgsm", fgsm_step=1.25), noise=noise)
+    weights, outcome = _step(model, x, y, threat=Threat("Linf", 0.1, 1, kind="fgsm", fgsm_step=1.25), noise=noise)
+    assert float(outcome.sums[0]) / len(x) == pytest.approx(float(F.cross_entropy(model(x_adv), y).detach()), rel=1e-5)
     _close(weights, _after(model, lambda m: F.cross_entropy(m(x_adv), y)))
 
 
