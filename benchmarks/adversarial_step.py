@@ -1,0 +1,212 @@
+"""What an adversarial training step costs: in counted FLOPs, in time, and beside the same step written out plainly.
+
+    python -m benchmarks.adversarial_step [--json] [--quick] [--compile] [--only flops|small|large]
+
+Needs torch, timm, `benchmarks` and `components`, so that it can be copied to a bare GPU machine. The plain step is
+`benchmarks.plain_step`; "as released" asks autograd for the images' gradient alone, as the paper's code is described to
+do. Everything that is compared runs in turns in this one process, on the same weights and batch, with AdamW and the
+averaged weights in every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.counted_flops import step_flops
+from benchmarks.plain_step import Levers, PlainStep
+from benchmarks.rows import Row, row, show
+from benchmarks.timing import Times, side_by_side
+from components.models import build_model
+from components.train.ema import Ema
+from components.train.optim import build_optimizer
+from components.train.step import Precision, Threat, train_step
+
+EPS, LR, CLASSES = 4 / 255, 1e-6, 1000
+FORMS = {"clean": None, "best": Threat("Linf", EPS, 2), "last": Threat("Linf", EPS, 2, form="last")}
+LEVERS = {
+    "input gradient alone": "input_gradient",
+    "frozen parameters": "frozen",
+    "no graph in the selecting forward": "no_last_graph",
+    "no boolean indexing": "no_indexing",
+    "average on the device, in one call": "average_on_device",
+    "fused AdamW": "fused",
+    "channels-last": "channels_last",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and a batch to time on."""
+
+    network: str
+    side: int
+    batch: int
+    rounds: int
+
+    @property
+    def name(self) -> str:
+        """As rows name it."""
+        return f"{self.network}, {self.side} px, batch {self.batch}"
+
+
+SMALL, LARGE = Case("convnext_micro", 32, 64, 15), Case("convnext_tiny", 64, 4, 7)
+TINY = Case("convnext_micro", 32, 4, 1)
+ON_GPU = Case("convnext_tiny", 224, 128, 5)
+
+
+class Bench:
+    """One case's network and batch, and steps on them."""
+
+    def __init__(self, case: Case, device: str) -> None:
+        torch.manual_seed(0)
+        self.case, self.device = case, device
+        self.model = build_model(case.network, num_classes=CLASSES, resolution=case.side).to(device)
+        self.images = torch.rand(case.batch, 3, case.side, case.side).to(device)
+        self.targets = torch.softmax(3 * torch.randn(case.batch, CLASSES), dim=1).to(device)
+
+    def ours(
+        self, threat: Threat | None, *, dtype: torch.dtype = torch.float32, compiled: bool = False
+    ) -> Callable[[], Tensor]:
+        """This repository's step, followed by its averaging, as the training loop calls them; returns the mean loss."""
+        layout: Any = {"memory_format": torch.channels_last}
+        model = copy.deepcopy(self.model).to(**layout).train()
+        optimizer = build_optimizer(
+            model, groups="faithful", convolutional=True, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = LR
+        ema, images, size = Ema(model, 0.9999), self.images.to(**layout), self.case.batch
+        forward: Any = torch.compile(model) if compiled else model
+        precision = Precision(self.device, dtype)
+
+        def step() -> Tensor:
+            done = train_step(
+                forward, optimizer, images, self.targets, threat=threat, precision=precision, global_batch=size
+            )
+            ema.update()
+            return done.sums[0] / size
+
+        return step
+
+    def plain(self, levers: Levers) -> PlainStep:
+        """The plain step with some levers."""
+        return PlainStep(self.model, self.images, self.targets, eps=EPS, lr=LR, levers=levers)
+
+
+def network(name: str, side: int) -> Callable[[], nn.Module]:
+    return lambda: build_model(name, num_classes=CLASSES, resolution=side)
+
+
+def flop_ratios(name: str, side: int) -> dict[str, float]:
+    """FLOPs of each form's step relative to the clean step's."""
+    counts = {
+        form: step_flops(network(name, side), threat, resolution=side, classes=CLASSES)
+        for form, threat in FORMS.items()
+    }
+    return {form: count / counts["clean"] for form, count in counts.items()}
+
+
+def flop_rows() -> list[Row]:
+    ratios, what = flop_ratios("convnext_tiny", 224), "FLOPs, adversarial / clean step, convnext_tiny at 224 px"
+    return [
+        row(f"{what}: best iterate (2.66 to 2.68)", ratios["best"], "ratio", least=2.66, most=2.68),
+        row(f"{what}: last iterate", ratios["last"], "ratio", most=2.34),
+    ]
+
+
+def step_rows(case: Case, *, compile_too: bool) -> list[Row]:
+    """Both forms against the clean step and the plain steps, in float32."""
+    bench = Bench(case, "cpu")
+    works: dict[str, Callable[[], object]] = {form: bench.ours(threat) for form, threat in FORMS.items()}
+    works["released"] = bench.plain(Levers())
+    works["backward"] = bench.plain(Levers(input_gradient=False))
+    if compile_too:
+        works["compiled"] = bench.ours(FORMS["best"], compiled=True)
+    times, counted, on = side_by_side(works, rounds=case.rounds), flop_ratios(case.network, case.side), case.name
+    rows = [
+        row(
+            f"time ratio / FLOP ratio, {form} iterate, {on}",
+            times.ratio(form, "clean") / counted[form],
+            "ratio",
+            most=1.10,
+        )
+        for form in ("best", "last")
+    ]
+    rows += [
+        row(f"speed, best iterate / as released, {on}", times.ratio("released", "best"), "ratio", least=1.3),
+        row(f"speed, best iterate / weights' gradients too, {on}", times.ratio("backward", "best"), "ratio", least=1.3),
+        row(f"speed, last iterate / as released, {on}", times.ratio("released", "last"), "ratio"),
+    ]
+    if compile_too:
+        rows.append(row(f"lever torch.compile, {on}", times.ratio("best", "compiled"), "ratio"))
+    return rows + [speed_row(f"{form}, {on}", times, form, case) for form in ("best", "last", "released")]
+
+
+def speed_row(name: str, times: Times, piece: str, case: Case) -> Row:
+    return row(f"speed: {name}", case.batch / times.median(piece), "images/s")
+
+
+def lever_rows(case: Case) -> list[Row]:
+    """Each lever's share: how much faster the step gets when it is turned on, after those above it."""
+    bench = Bench(case, "cpu")
+    levers, steps = Levers(input_gradient=False), {"plain": bench.plain(Levers(input_gradient=False))}
+    for name, attribute in LEVERS.items():
+        levers = replace(levers, **{attribute: True})
+        steps[name] = bench.plain(levers)
+    times, names = side_by_side({**steps, "ours": bench.ours(FORMS["best"])}, rounds=case.rounds), list(steps)
+    rows = [
+        row(f"lever {after}, {case.name}", times.ratio(before, after), "ratio")
+        for before, after in itertools.pairwise(names)
+    ]
+    return rows + [row(f"all levers / ours, {case.name}", times.ratio(names[-1], "ours"), "ratio")]
+
+
+def gpu_rows(case: Case) -> list[Row]:
+    """bf16, channels-last, compiled, beside the plain step; not measured without a GPU."""
+    name = f"speed, bf16 and compiled / as released, GPU, {case.name}"
+    if not torch.cuda.is_available():
+        return [row(name, None, "ratio", least=2.5)]
+    bench, best = Bench(case, "cuda"), FORMS["best"]
+    works = {
+        "released": bench.plain(Levers()),
+        "eager": bench.ours(best, dtype=torch.bfloat16),
+        "compiled": bench.ours(best, dtype=torch.bfloat16, compiled=True),
+        "clean": bench.ours(None, dtype=torch.bfloat16, compiled=True),
+    }
+    times = side_by_side(works, rounds=case.rounds, warm_up=3)
+    return [
+        row(name, times.ratio("released", "compiled"), "ratio", least=2.5),
+        row(f"lever torch.compile, GPU, {case.name}", times.ratio("eager", "compiled"), "ratio"),
+        row(f"time, best iterate / clean, GPU, {case.name}", times.ratio("compiled", "clean"), "ratio"),
+        speed_row(f"best, GPU, {case.name}", times, "compiled", case),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="a batch of four, once: whether it runs, not how fast")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile on this CPU too; needs a compiler")
+    parser.add_argument("--only", choices=("flops", "small", "large", "gpu"), help="one part alone")
+    options = parser.parse_args()
+    small, large = (TINY, None) if options.quick else (SMALL, LARGE)
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "flops": flop_rows,
+        "small": lambda: step_rows(small, compile_too=options.compile) + lever_rows(small),
+        "large": lambda: step_rows(large, compile_too=False) if large else [],
+        "gpu": lambda: gpu_rows(TINY if options.quick else ON_GPU),
+    }
+    chosen = [options.only] if options.only else list(parts)
+    show([one for part in chosen for one in parts[part]()], as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
