@@ -112,6 +112,7 @@ def render(entries: Sequence[Entry], home: Path) -> str:
     failed = [entry.name for entry in entries if entry.problem]
     warning = element("p", f"Not complete: {', '.join(failed)} failed.", class_="warning") if failed else None
     minutes = sum(entry.seconds for entry in entries) / 60
+    counted = "1 experiment" if len(entries) == 1 else f"{len(entries)} experiments"
     body = element(
         "body",
         element(
@@ -124,7 +125,7 @@ def render(entries: Sequence[Entry], home: Path) -> str:
                 "and settles nothing about ImageNet. The recipes of the same names without “-small” ask it there.",
                 class_="about",
             ),
-            element("p", f"{len(entries)} experiments · {minutes:.1f} minutes", class_="run"),
+            element("p", f"{counted} · {minutes:.1f} minutes", class_="run"),
             warning,
         ),
         element("main", [_section(entry, home) for entry in entries]),
