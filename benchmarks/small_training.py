@@ -1,0 +1,90 @@
+"""A real training stage in a temporary home, with encoded images, an MLflow run and checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components.cores import stage_cores
+from components.data import stage as encode
+from components.store.job import ParentRef, StageJob, StageSpec, execute
+from components.store.objects import ObjectStore
+from components.store.places import Places
+from components.store.tracking import Tracking
+from components.train.checkpoint import CheckpointStore
+from components.train.config import CONFIGS, TrainConfig
+from components.train.health import Guard
+from components.train.images import TrainImages
+from components.train.initial import initial_model
+from components.train.loop import Training
+from components.train.state import TrainState
+from components.train.telling import Telling
+from components.train.world import World
+
+KIND, SEED = "adversarial", 0
+_PER_EPOCH = 5
+
+
+class Home:
+    """A home folder with encoded images, and training stages on them."""
+
+    def __init__(self, folder: Path, *, network: str, batch: int) -> None:
+        self.places = Places.from_environment({}, home=folder)
+        self.tracking = Tracking(self.places)
+        self.network, self.batch, self._jobs = network, batch, 0
+        self.world = World(device=torch.device("cpu"))
+        torch.set_num_threads(stage_cores())
+        self._data = self._encoded(_PER_EPOCH * batch)
+
+    def _encoded(self, images: int) -> ParentRef:
+        config = {"source": "shapes", "side": 32, "mode": "raw", "limit_train": images, "limit_val": 16}
+        spec = StageSpec(name="data", kind="encode", config=config, seed=SEED, fingerprint="d" * 64)
+        spec = spec.model_copy(update={"run_id": self.tracking.begin(spec)})
+        execute(spec, self.places, encode.run)
+        return ParentRef(name="data", kind="encode", run_id=spec.run_id, fingerprint=spec.fingerprint)
+
+    def job(self, **change: Any) -> StageJob:
+        """A new adversarial training stage; `change` alters its configuration."""
+        settings = {
+            "data": "data",
+            "init": "random",
+            "model": {"name": self.network, "stem": "conv"},
+            "resolution": 32,
+            "batch_size": self.batch,
+            "warmup_epochs": 0,
+            "crop_scale": (1.0, 1.0),
+            "attack": {"norm": "Linf", "eps": 4 / 255, "steps": 2},
+            "probe": {"fraction": 0.0},
+            "device": "cpu",
+            "loader": "native",
+            **change,
+        }
+        config = CONFIGS[KIND].model_validate(settings).model_dump(mode="json")
+        self._jobs += 1
+        spec = StageSpec(
+            name=KIND,
+            kind=KIND,
+            config=config,
+            seed=SEED,
+            fingerprint=f"{self._jobs:064x}",
+            parents={"data": self._data},
+        )
+        spec = spec.model_copy(update={"run_id": self.tracking.begin(spec)})
+        inputs = {"data": self.tracking.finished(self._data, "data")}
+        objects = ObjectStore(self.places.objects_uri, self.places.cache)
+        return StageJob(spec, inputs, self.tracking.attach(spec), objects)
+
+    def training(self, job: StageJob) -> Training:
+        """A stage's training, put together as `components.train.stage` does it."""
+        config: TrainConfig = CONFIGS[KIND].model_validate(job.spec.config)
+        images = TrainImages(job, config, self.world, SEED)
+        first = initial_model(job, config, images.manifest, SEED)
+        state = TrainState.start(first.model, first.card.name, config, self.world)
+        guard = Guard(config.health, state, self.world, images.num_classes, images.counts["held_out"])
+        store = CheckpointStore(
+            job.run.workdir / "checkpoints", job.spec.fingerprint, upload=job.run.save, fetch=job.run.fetch
+        )
+        telling = Telling(config, job.run, state.model, self.world.device)
+        return Training(config, SEED, self.world, images, state, guard, store, telling)

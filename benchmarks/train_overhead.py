@@ -1,0 +1,187 @@
+"""What surrounds the training step: the loop's bookkeeping, checkpoints, and the way to the first step.
+
+    python -m benchmarks.train_overhead [--json] [--quick]
+
+The real loop, with its meters, live figures in MLflow, health and checkpoints, takes turns with bare steps (attack,
+update, averaging) on the same batches, held in memory: an epoch of the one, an epoch's worth of the other. Attacked
+images of 32 px, batch 256, convnext_micro: a step takes about 0.3 s on two cores. No probes, which are evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import Row, row, show
+from benchmarks.small_training import Home
+from benchmarks.timing import side_by_side, timed
+from components.data.loader import Batch
+from components.store.job import StageJob
+from components.train import loop, stage
+from components.train.images import to_device
+from components.train.loop import Training
+from components.train.optim import set_lr
+from components.train.preparing import mixed, threat_at
+from components.train.step import train_step
+
+
+class Watch:
+    """Times every call of `owner.name` from now on."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.seconds: list[float] = []
+        self._work: Callable[..., Any] = getattr(owner, name)
+        setattr(owner, name, self)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return self._work(*args, **options)
+        finally:
+            self.seconds.append(time.perf_counter() - started)
+
+
+class Turns:
+    """In place of a loader: an epoch's batches from memory, and before each epoch as many bare steps.
+
+    From one call of `epoch` to the next, all time but that of the bare steps is the loop's.
+    """
+
+    def __init__(self, batches: list[Batch], bare: Callable[[], None]) -> None:
+        self.num_batches, self.engine, self._batches, self._bare = len(batches), "memory", batches, bare
+        self.loop_seconds: list[float] = []
+        self.bare_seconds: list[float] = []
+        self._started = 0.0
+
+    @contextlib.contextmanager
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
+        """As `Loader.epoch`."""
+        if epoch:
+            self.loop_seconds.append(time.perf_counter() - self._started)
+        self.bare_seconds.append(timed(self._bare))
+        self._started = time.perf_counter()
+        yield iter(self._batches[start_batch:])
+
+
+def bare_epoch(home: Home, batches: list[Batch]) -> Callable[[], None]:
+    """Steps of another training on these batches, with nothing around them."""
+    training = home.training(home.job(epochs=1))
+    state, config = training.state, training.config
+    set_lr(state.optimizer, training.lr(0.0))
+    classes, threat = training.images.num_classes, threat_at(config, 0.0)
+    ready = [
+        mixed(config, *to_device(batch, home.world.device), classes=classes, seed=0, epoch=0, batch=0)
+        for batch in batches
+    ]
+
+    def epoch() -> None:
+        for images, targets in ready:
+            train_step(
+                state.model,
+                state.optimizer,
+                images,
+                targets,
+                threat=threat,
+                precision=state.precision,
+                global_batch=config.batch_size,
+            )
+            state.ema.update()
+
+    return epoch
+
+
+@contextlib.contextmanager
+def watched_steps(training: Training) -> Iterator[tuple[Watch, Watch]]:
+    """Times the loop's steps and averagings."""
+    real = loop.train_step
+    try:
+        yield Watch(loop, "train_step"), Watch(training.state.ema, "update")
+    finally:
+        loop.train_step = real
+
+
+def loop_rows(home: Home, epochs: int) -> list[Row]:
+    """The loop beside bare steps, with checkpoints as often as recipes take them."""
+    training = home.training(home.job(epochs=epochs + 1))
+    with training.images.train.epoch(0) as images:
+        batches = list(images)
+    turns: Any = Turns(batches, bare_epoch(home, batches))
+    training.images.train = turns
+    with watched_steps(training) as (steps, averagings):
+        training.run()
+    per_epoch = len(batches)
+    shares = [one / other - 1 for one, other in zip(turns.loop_seconds[1:], turns.bare_seconds[1:])]
+    inside = sum(steps.seconds[per_epoch:-per_epoch]) + sum(averagings.seconds[per_epoch:-per_epoch])
+    return [
+        row("a bare step", statistics.median(turns.bare_seconds) / per_epoch, "s"),
+        row("loop beside bare steps, extra time", 100 * statistics.median(shares), "%", most=2.0),
+        row("loop, time outside its own steps", 100 * (sum(turns.loop_seconds[1:]) / inside - 1), "%", most=2.0),
+    ]
+
+
+def checkpoint_rows(home: Home, epochs: int) -> tuple[list[Row], StageJob]:
+    """What a checkpoint costs the training thread; and the job, which has one before its last epoch."""
+    job = home.job(epochs=epochs, checkpoint_seconds=0)
+    training = home.training(job)
+    assert training.checkpoints is not None
+    copies, saves = Watch(training.state, "snapshot"), Watch(training.checkpoints, "save")
+    with watched_steps(training) as (steps, _):
+        training.run()
+    training.checkpoints.close()
+    assert training.checkpoints.latest() is not None, "the job has to have something to go on from"
+    stalls = [one + other for one, other in zip(copies.seconds, saves.seconds)]
+    step = statistics.median(steps.seconds)
+    return [
+        row("checkpoint, training stands still, worst", max(stalls) / step, "steps", most=1.0),
+        row("slowest step / median step, checkpoints being written", max(steps.seconds[1:]) / step, "ratio"),
+    ], job
+
+
+class _Reached(Exception):
+    """The first step was about to begin."""
+
+
+def start_rows(home: Home, job: StageJob, rounds: int) -> list[Row]:
+    """From a stage's start to its first step: continuing `job`, and new."""
+
+    def reach(*args: object, **options: object) -> None:
+        raise _Reached
+
+    def start(one: StageJob) -> None:
+        with contextlib.suppress(_Reached), contextlib.redirect_stdout(None):
+            stage.work(one, home.world)
+
+    real, fresh = loop.train_step, [home.job(epochs=2) for _ in range(rounds + 1)]
+    loop.train_step = reach
+    try:
+        times = side_by_side({"new": lambda: start(fresh.pop()), "again": lambda: start(job)}, rounds=rounds)
+    finally:
+        loop.train_step = real
+    return [
+        row("start to first step, new", times.median("new"), "s"),
+        row("start to first step, continued / new", times.ratio("again", "new"), "ratio", most=1.2),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="a batch of four, once: whether it runs, not how fast")
+    options = parser.parse_args()
+    batch, epochs, rounds = (4, 2, 1) if options.quick else (256, 12, 7)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(Path(folder), network="convnext_micro", batch=batch)
+        rows = loop_rows(home, epochs)
+        saved, job = checkpoint_rows(home, 3)
+        rows += saved + start_rows(home, job, rounds)
+    show(rows, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
