@@ -1,6 +1,6 @@
 """What an adversarial training step costs: in counted FLOPs, in time, and beside the same step written out plainly.
 
-    python -m benchmarks.adversarial_step [--json] [--quick] [--compile] [--only flops|small|large]
+    python benchmarks/adversarial_step.py [--json] [--quick] [--compile] [--only flops|small|large]
 
 Needs torch, timm, `benchmarks` and `components`, so that it can be copied to a bare GPU machine. The plain step is
 `benchmarks.plain_step`; "as released" asks autograd for the images' gradient alone, as the paper's code is described to
@@ -13,12 +13,17 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# Run as a file, Python looks for modules beside it only.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.counted_flops import step_flops
 from benchmarks.plain_step import Levers, PlainStep

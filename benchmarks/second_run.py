@@ -1,6 +1,6 @@
 """How long a pipeline takes when all of it can be reused.
 
-    python -m benchmarks.second_run [--json] [--quick] [--recipe tests/e2e/tiny.yaml] [--home FOLDER]
+    python benchmarks/second_run.py [--json] [--quick] [--recipe tests/e2e/tiny.yaml] [--home FOLDER]
 
 Runs `robustrain run RECIPE` twice in a temporary home and times both. With --home, a home in which the recipe has
 already finished: then only once. A stage that would not be reused ends the benchmark.
@@ -16,6 +16,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+# Run as a file, Python looks for modules beside it only.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.rows import Row, row, show
 

@@ -1,6 +1,6 @@
 """What surrounds the training step: the loop's bookkeeping, checkpoints, and the way to the first step.
 
-    python -m benchmarks.train_overhead [--json] [--quick]
+    python benchmarks/train_overhead.py [--json] [--quick]
 
 The real loop, with its meters, live figures in MLflow, health and checkpoints, takes turns with bare steps (attack,
 update, averaging) on the same batches, held in memory: an epoch of the one, an epoch's worth of the other. Attacked
@@ -12,11 +12,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+# Run as a file, Python looks for modules beside it only.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.rows import Row, row, show
 from benchmarks.small_training import Home
@@ -175,7 +179,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a batch of four, once: whether it runs, not how fast")
     options = parser.parse_args()
     batch, epochs, rounds = (4, 2, 1) if options.quick else (256, 12, 7)
-    with tempfile.TemporaryDirectory() as folder:
+    # A stage tells its progress on standard output, which here is for the rows.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         home = Home(Path(folder), network="convnext_micro", batch=batch)
         rows = loop_rows(home, epochs)
         saved, job = checkpoint_rows(home, 3)
