@@ -60,7 +60,7 @@ chaos: setup  ## kill trainings at random moments: make chaos TRIALS=50 SEED=1 R
 	@$(BIN)/python -m tests.resume.chaos --trials $(or $(TRIALS),50) --seed $(or $(SEED),1) --ray $(or $(RAY),2)
 
 bench: setup  ## run the benchmarks and print their tables
-	@for name in adversarial_step data_loader train_overhead second_run; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in adversarial_step data_loader train_overhead second_run; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:  ## remove .venv/ and .robustrain/
 	@rm -rf $(VENV) .robustrain
