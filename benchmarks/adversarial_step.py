@@ -62,7 +62,7 @@ class Case:
         return f"{self.network}, {self.side} px, batch {self.batch}"
 
 
-SMALL, LARGE = Case("convnext_micro", 32, 64, 15), Case("convnext_tiny", 96, 8, 5)
+SMALL, LARGE = Case("convnext_micro", 32, 64, 15), Case("convnext_tiny", 64, 4, 7)
 TINY = Case("convnext_micro", 32, 4, 1)
 ON_GPU = Case("convnext_tiny", 224, 128, 5)
 
