@@ -9,7 +9,7 @@ Nothing here waits for the device: no `.item()`, no boolean indexing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +23,7 @@ from components.attack.schedule import Halving, Sparsity
 
 Norm = Literal["Linf", "L2", "L1"]
 Form = Literal["best", "last"]
+Centre = Literal["clamped", "given"]
 _MOMENTUM = 0.75
 
 
@@ -31,8 +32,9 @@ class Attack:
     """What an attack found.
 
     Attributes:
-        x_adv: (B, C, H, W), in [0, 1] and within eps of the images; detached.
-        start_loss: (B,) loss at the start point.
+        x_adv: (B, C, H, W), in [0, 1] and within eps of the ball's centre (of pixels that lie farther outside [0, 1],
+            their nearest end of it); detached.
+        start_loss: (B,) loss at the start point: the image itself, or the other point to begin at.
         start_prediction: (B,) class predicted at the start point.
         loss: (B,) loss of `x_adv`; None in the form "last", which does not evaluate its last iterate.
     """
@@ -54,6 +56,7 @@ def apgd(
     form: Form = "best",
     objective: Objective = cross_entropy,
     start: Tensor | None = None,
+    centre: Centre = "clamped",
 ) -> Attack:
     """Attacks a batch with the model in eval mode and its parameters frozen; both are put back.
 
@@ -61,26 +64,32 @@ def apgd(
     fast one, `steps` of each.
 
     Args:
-        x: (B, C, H, W); clamped to [0, 1] first.
+        x: (B, C, H, W); may leave [0, 1], see `centre`.
         labels: (B,) class indices or (B, K) probabilities.
         norm: the ball's norm.
         eps: its radius in units of [0, 1] pixels, > 0.
         steps: number of gradient steps, >= 1.
         form: return the iterate with the largest loss, the start included, or simply the last one.
         objective: maximised, image by image.
-        start: another start point inside the ball; `x` when not given.
+        start: another start point, projected into the ball first; `x` clamped to [0, 1] when not given.
+        centre: the ball lies around `x` clamped to [0, 1], or around `x` as given, as in the released code. There a
+            pixel far outside [0, 1] (random erasing makes such) stays at 0 or 1, since its whole Linf ball lies beyond.
+            The result is in [0, 1] either way, and the same for an `x` in [0, 1].
 
     Raises:
-        ValueError: unknown norm or form, steps < 1, eps <= 0.
+        ValueError: unknown norm, form or centre, steps < 1, eps <= 0.
     """
-    _check(norm, eps, steps, form)
-    x = x.detach().clamp(0, 1)
-    run = _Run(model, x, labels, norm, eps, steps, objective)
+    _check(norm, eps, steps, form, centre)
+    x = x.detach()
+    inside = x.clamp(0, 1)
+    run = _Run(model, inside if centre == "clamped" else x, labels, norm, eps, steps, objective)
     with frozen(model):
-        return run.attack(x if start is None else start.detach(), form)
+        return run.attack(inside if start is None else run.project(start.detach()), form)
 
 
-def _check(norm: str, eps: float, steps: int, form: str) -> None:
+def _check(norm: str, eps: float, steps: int, form: str, centre: str) -> None:
+    if centre not in ("clamped", "given"):
+        raise ValueError(f"centre {centre!r} is unknown; choose clamped or given")
     if norm not in ("Linf", "L2", "L1"):
         raise ValueError(f"norm {norm!r} is unknown; choose Linf, L2 or L1")
     if form not in ("best", "last"):
@@ -107,8 +116,15 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+_PROJECTIONS: dict[Norm, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "Linf": project_linf,
+    "L2": project_l2,
+    "L1": project_l1,
+}
+
+
 class _Run:
-    """One attack on one batch."""
+    """One attack on one batch, in the ball around `x`."""
 
     def __init__(
         self, model: nn.Module, x: Tensor, labels: Tensor, norm: Norm, eps: float, steps: int, objective: Objective
@@ -117,7 +133,13 @@ class _Run:
         self.norm, self.eps, self.steps = norm, eps, steps
         self.schedule = Sparsity(x, eps, steps) if norm == "L1" else Halving(x, eps, steps)
 
+    @torch.no_grad()
+    def project(self, point: Tensor) -> Tensor:
+        """`point` brought into the ball and [0, 1]."""
+        return _PROJECTIONS[self.norm](point, self.x, self.eps)
+
     def attack(self, start: Tensor, form: Form) -> Attack:
+        """From `start`, which lies in the ball."""
         point = before = start
         gradient, loss, logits = self._gradient(point)
         start_loss, prediction = loss, logits.argmax(dim=1)
@@ -158,13 +180,10 @@ class _Run:
         step = self.schedule.step
         if self.norm == "L1":
             assert isinstance(self.schedule, Sparsity)
-            return project_l1(point + step * sparse_sign(gradient, self.schedule.top_k), self.x, self.eps)
-        if self.norm == "L2":
-            project, direction = project_l2, gradient / (norm_l2(gradient) + TINY)
-        else:
-            project, direction = project_linf, gradient.sign()
-        ahead = project(point + step * direction, self.x, self.eps)
-        return project(point + (ahead - point) * weight + momentum * (1 - weight), self.x, self.eps)
+            return self.project(point + step * sparse_sign(gradient, self.schedule.top_k))
+        direction = gradient / (norm_l2(gradient) + TINY) if self.norm == "L2" else gradient.sign()
+        ahead = self.project(point + step * direction)
+        return self.project(point + (ahead - point) * weight + momentum * (1 - weight))
 
 
 def sparse_sign(gradient: Tensor, top_k: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 HELP: dict[str, str] = {
     "loss": "mean training loss of the epoch so far",
     "grad_norm": "mean L2 norm of the gradient before clipping, of the epoch so far",
-    "attack_gain": "mean loss that the training attack added, of the epoch so far",
-    "attack_flips": "share of images whose predicted class the training attack changed, of the epoch so far",
+    "attack_gain": "mean loss (TRADES: divergence) that the attack added to that at its start, of the epoch so far",
+    "attack_flips": "share of images whose predicted class at the attack's start it changed, of the epoch so far",
     "images_per_s": "training images a second over all workers",
     "data_wait": "share of the time spent waiting for data",
     "flops_per_s": "floating-point operations a second over all workers",

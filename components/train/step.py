@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.attack.apgd import Attack, apgd
+from components.attack.apgd import Attack, apgd, frozen
 from components.attack.fgsm import fgsm
 from components.attack.losses import cross_entropy, full_precision, kl, kl_from
 
@@ -35,17 +35,25 @@ class Threat:
     loss: Literal["ce", "trades"] = "ce"
     beta: float = 6.0
     fgsm_step: float = 1.25
+    centre: Literal["clamped", "given"] = "clamped"
 
 
 class Outcome(NamedTuple):
     """Figures of one step over all workers, still on the device."""
 
     sums: Tensor
-    """(3,) sums over images: loss; loss that the attack added; images whose predicted class it changed."""
+    """(3,) sums over images: loss; what the attack added; images whose predicted class it changed.
+
+    What it added counts from its start. Cross-entropy: that of the update's forward, less that at the image itself
+    (APGD) or at the random start (FGSM with one). TRADES: the divergence from the clean prediction in the update's
+    forward, which is 0 at the image itself. Changed classes count from the start too; TRADES' is the image with noise.
+    """
     grad_norm: Tensor
     """L2 norm of the gradient, before clipping."""
 
 
+EachPiece = Callable[[slice], None]
+"""Told which rows of a worker's share the next forwards are about."""
 Reduce = Callable[[Iterable[nn.Parameter], Tensor], Tensor]
 """Adds gradients up over workers, in place, and returns the sum of the figures (n,) that travel with them."""
 
@@ -76,6 +84,7 @@ def train_step(
     reduce: Reduce | None = None,
     clip: float | None = None,
     chunk: int = 0,
+    each_piece: EachPiece | None = None,
 ) -> Outcome:
     """One update of the weights.
 
@@ -85,18 +94,21 @@ def train_step(
         targets: (B,) classes or (B, K) probabilities.
         threat: the attack, or None for a clean step.
         noise: (B, C, H, W) for attacks with a random start: uniform in [-1, 1] (FGSM), normal (TRADES).
+        precision: of the forwards.
         global_batch: images over all workers; the loss is divided by it, so gradients add up over workers.
         reduce: adds gradients up over workers; None with one worker.
         clip: largest gradient norm.
         chunk: at most so many images in one forward and backward; 0 takes all at once.
+        each_piece: called before each of these pieces with its rows, for what is drawn row by row (stochastic depth).
     """
     optimizer.zero_grad(set_to_none=True)
-    size = chunk or len(images)
-    noises = noise.split(size) if noise is not None else [None] * len(images.split(size))
-    parts = [
-        _accumulate(model, x, y, n, threat, precision, global_batch)
-        for x, y, n in zip(images.split(size), targets.split(size), noises)
-    ]
+    parts = []
+    for start in range(0, len(images), chunk or len(images)):
+        rows = slice(start, start + (chunk or len(images)))
+        if each_piece is not None:
+            each_piece(rows)
+        starts = None if noise is None else noise[rows]
+        parts.append(_accumulate(model, images[rows], targets[rows], starts, threat, precision, global_batch))
     parameters = [p for p in model.parameters() if p.requires_grad]
     sums = torch.stack(parts).sum(dim=0)
     if reduce is not None:
@@ -121,17 +133,17 @@ def _accumulate(
     with precision.autocast():
         if threat is not None and threat.loss == "trades":
             assert attack is not None
-            loss, logits = _trades(model, images, attack.x_adv, targets, threat.beta)
+            loss, divergence, logits = _trades(model, images, attack.x_adv, targets, threat.beta)
         else:
             logits = model(images if attack is None else attack.x_adv)
-            loss = cross_entropy(logits, targets)
+            loss, divergence = cross_entropy(logits, targets), None
     total = loss.sum()
     scaled = total / global_batch
     (precision.scaler.scale(scaled) if precision.scaler else scaled).backward()
     zero = torch.zeros_like(total).detach()
     if attack is None:
         return torch.stack([total.detach(), zero, zero])
-    gained = (loss.detach() - attack.start_loss).sum() if threat and threat.loss == "ce" else zero
+    gained = (loss - attack.start_loss if divergence is None else divergence).detach().sum()
     flipped = (logits.detach().argmax(dim=1) != attack.start_prediction).sum().to(total.dtype)
     return torch.stack([total.detach(), gained, flipped])
 
@@ -139,24 +151,38 @@ def _accumulate(
 def find_adversarial(
     model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, noise: Tensor | None = None
 ) -> Attack:
-    """Adversarial examples for training, in the caller's autocast context."""
+    """Adversarial examples for training, in the caller's autocast context.
+
+    TRADES (Zhang et al. 2019, and its released code): the divergence from the prediction on the clean image, both in
+    eval mode, is raised from a point 1e-3 normal noise away from it, here brought into the ball.
+    """
     if threat.kind == "fgsm":
         return fgsm(model, images, targets, eps=threat.eps, noise=noise, step=threat.fgsm_step)
-    settings = {"norm": threat.norm, "eps": threat.eps, "steps": threat.steps, "form": threat.form}
+    settings = {
+        "norm": threat.norm,
+        "eps": threat.eps,
+        "steps": threat.steps,
+        "form": threat.form,
+        "centre": threat.centre,
+    }
     if threat.loss != "trades":
         return apgd(model, images, targets, **settings)
     assert noise is not None, "TRADES needs a start point away from the image"
-    with torch.no_grad():
-        clean = model(images)
     start = (images + _TRADES_START * noise).clamp(0, 1)
-    return apgd(model, images, targets, objective=kl_from(clean), start=start, **settings)
+    with frozen(model):
+        with torch.no_grad():
+            clean = model(images)
+        return apgd(model, images, targets, objective=kl_from(clean), start=start, **settings)
 
 
-def _trades(model: nn.Module, images: Tensor, x_adv: Tensor, targets: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy on clean images + beta KL(clean || adversarial), per image; and the adversarial logits."""
+def _trades(
+    model: nn.Module, images: Tensor, x_adv: Tensor, targets: Tensor, beta: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per image (B,) cross-entropy on it + beta KL(clean || adversarial), and that divergence; adversarial logits."""
     clean, adversarial = model(images), model(x_adv)
     log_p, log_q = (F.log_softmax(full_precision(z), dim=1) for z in (clean, adversarial))
-    return cross_entropy(clean, targets) + beta * kl(log_p, log_q), adversarial
+    divergence = kl(log_p, log_q)
+    return cross_entropy(clean, targets) + beta * divergence, divergence, adversarial
 
 
 def _update(

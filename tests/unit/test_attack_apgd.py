@@ -113,6 +113,67 @@ def test_images_outside_the_range_are_clamped_first(model, batch):
     assert float(found.x_adv.max()) <= 1
 
 
+def _sizes(norm, delta):
+    flat = delta.flatten(1)
+    return {"Linf": flat.abs().amax(1), "L2": flat.norm(dim=1), "L1": flat.abs().sum(1)}[norm]
+
+
+@pytest.mark.parametrize("norm", RADII)
+@pytest.mark.parametrize("form", ["best", "last"])
+def test_a_start_outside_the_ball_is_brought_in(batch, norm, form):
+    """Also where the start is the best of all points: the loss falls away from it in every direction."""
+
+    class Peak(nn.Module):
+        def forward(self, points):
+            distance = (points - far).square().sum((1, 2, 3))
+            return torch.stack([distance, torch.zeros_like(distance)], dim=1)
+
+    x = batch[0]
+    far = (x + torch.randn(x.shape, generator=torch.Generator().manual_seed(5))).clamp(0, 1)
+    eps = RADII[norm] / 100
+    found = apgd(Peak(), x, torch.zeros(6, dtype=torch.long), norm=norm, eps=eps, steps=2, form=form, start=far)
+    assert float(_sizes(norm, far - x).min()) > 10 * eps
+    assert float(_sizes(norm, found.x_adv - x).max()) <= eps * (1 + 1e-5)
+    assert float(found.x_adv.min()) >= 0
+    assert float(found.x_adv.max()) <= 1
+
+
+def test_a_start_inside_the_ball_is_where_the_attack_begins(model, batch):
+    x, y = batch
+    start = (x + 0.05).clamp(0, 1)
+    found = apgd(model, x, y, norm="Linf", eps=0.1, steps=1, start=start)
+    model.eval()
+    torch.testing.assert_close(found.start_loss, cross_entropy(model(start), y))
+
+
+def test_the_released_code_leaves_erased_pixels_alone(model, batch):
+    """Its ball lies around the pixel as it is: where that is farther than eps outside [0, 1], nothing can move."""
+    x, y = batch
+    x = x.clone()
+    x[:, :, :4] = torch.randn(6, 3, 4, 8, generator=torch.Generator().manual_seed(6)) * 2
+    beyond = (x < -0.1) | (x > 1.1)
+    near = (x >= 0) & (x <= 1)
+    assert int(beyond.sum()) > 50
+    given, clamped = (
+        apgd(model, x, y, norm="Linf", eps=0.1, steps=3, centre=centre, form="last").x_adv
+        for centre in ("given", "clamped")
+    )
+    assert torch.equal(given[beyond], x.clamp(0, 1)[beyond])
+    assert float((clamped - x.clamp(0, 1))[beyond].abs().max()) == pytest.approx(0.1, abs=1e-6)
+    for found in (given, clamped):
+        assert float(found.min()) >= 0
+        assert float(found.max()) <= 1
+        assert float((found - x)[near].abs().max()) == pytest.approx(0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize("norm", RADII)
+def test_both_centres_are_one_for_images_in_range(model, batch, norm):
+    given, clamped = (
+        apgd(model, *batch, norm=norm, eps=RADII[norm], steps=3, centre=centre).x_adv for centre in ("given", "clamped")
+    )
+    assert torch.equal(given, clamped)
+
+
 def _inner(batch):
     """Images so far from 0 and 1 that nothing is clipped."""
     return batch[0] * 0.5 + 0.25, batch[1]
@@ -164,7 +225,7 @@ def test_sparse_sign_keeps_the_largest_entries():
     torch.testing.assert_close(step.flatten()[9:], torch.tensor([-1, 1, -1]) / 3)
 
 
-@pytest.mark.parametrize("change", [{"norm": "L3"}, {"steps": 0}, {"eps": 0.0}, {"form": "middle"}])
+@pytest.mark.parametrize("change", [{"norm": "L3"}, {"steps": 0}, {"eps": 0.0}, {"form": "middle"}, {"centre": "left"}])
 def test_refuses_nonsense(model, batch, change):
     with pytest.raises(ValueError, match=str(next(iter(change.values())))):
         apgd(model, *batch, **{"norm": "Linf", "eps": 0.1, "steps": 2, **change})

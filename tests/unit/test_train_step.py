@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from components.attack.apgd import apgd
 from components.train.seeds import derive, row_noise, seed_step
-from components.train.step import Precision, Threat, train_step
+from components.train.step import Precision, Threat, find_adversarial, train_step
 
 CPU = Precision("cpu")
 
@@ -84,6 +84,85 @@ def test_trades_step(setting):
     weights, outcome = _step(model, x, y, threat=Threat("Linf", 0.1, 3, loss="trades", beta=4.0), noise=noise)
     assert float(outcome.sums[0]) / len(x) == pytest.approx(float(loss(model).detach()), rel=1e-5)
     _close(weights, _after(model, loss))
+
+
+@pytest.fixture
+def moody():
+    """A network that is another one in training mode: batch statistics and dropout."""
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 8, 3, stride=2),
+        nn.BatchNorm2d(8),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(72, 4),
+    ]
+    model = nn.Sequential(*layers).train()
+    model[1].running_mean.fill_(0.3)
+    return model, torch.rand(8, 3, 8, 8), torch.randint(0, 4, (8,))
+
+
+def test_trades_attacks_the_prediction_in_eval_mode(moody):
+    """As its released code does: no statistics move, and nothing random is in the prediction that is moved away from."""
+    model, x, y = moody
+    noise, before = torch.randn_like(x), copy.deepcopy(model.state_dict())
+    steady = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        log_p = F.log_softmax(steady(x), 1)
+    kl = lambda z, _: F.kl_div(F.log_softmax(z, 1), log_p, reduction="none", log_target=True).sum(1)  # noqa: E731
+    start = (x + 1e-3 * noise).clamp(0, 1)
+    expected = apgd(steady, x, y, norm="Linf", eps=0.1, steps=3, objective=kl, start=start)
+    found = find_adversarial(model, x, y, Threat("Linf", 0.1, 3, loss="trades"), noise)
+    torch.testing.assert_close(found.x_adv, expected.x_adv, atol=1e-6, rtol=0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 1e-3), ("L2", 5e-3), ("L1", 0.05)])
+@pytest.mark.parametrize("form", ["best", "last"])
+def test_trades_stays_in_a_ball_smaller_than_its_start_noise(setting, norm, eps, form):
+    """As at the beginning of every warm-up of the radius."""
+    model, x, y = setting
+    noise = torch.randn_like(x)
+    flat = (1e-3 * noise).flatten(1)
+    size = {"Linf": lambda d: d.abs().amax(1), "L2": lambda d: d.norm(dim=1), "L1": lambda d: d.abs().sum(1)}[norm]
+    assert float(size(flat).min()) > eps
+    threat = Threat(norm, eps, 2, form, loss="trades")
+    found = find_adversarial(model, x, y, threat, noise)
+    assert float(size((found.x_adv - x).flatten(1)).max()) <= eps * (1 + 1e-4) + 1e-7
+
+
+def test_what_trades_gained_is_the_divergence_of_the_update(setting):
+    model, x, y = setting
+    noise = torch.randn_like(x)
+    threat = Threat("Linf", 0.1, 3, loss="trades", beta=4.0)
+    found = find_adversarial(model, x, y, threat, noise)
+    p, q = F.log_softmax(model(x), 1), F.log_softmax(model(found.x_adv), 1)
+    divergence = float(F.kl_div(q, p, reduction="sum", log_target=True).detach())
+    _, outcome = _step(model, x, y, threat=threat, noise=noise)
+    assert divergence > 0.01
+    assert float(outcome.sums[1]) == pytest.approx(divergence, rel=1e-4)
+
+
+def test_what_fgsm_gained_counts_from_its_start(setting):
+    model, x, y = setting
+    noise = torch.rand_like(x) * 2 - 1
+    threat = Threat("Linf", 0.1, 1, kind="fgsm")
+    for drawn, start in ((noise, (x + 0.1 * noise).clamp(0, 1)), (None, x)):
+        found = find_adversarial(model, x, y, threat, drawn).x_adv
+        gained = F.cross_entropy(model(found), y, reduction="sum") - F.cross_entropy(model(start), y, reduction="sum")
+        _, outcome = _step(model, x, y, threat=threat, noise=drawn)
+        assert float(outcome.sums[1]) == pytest.approx(float(gained.detach()), rel=1e-4)
+
+
+def test_the_centre_of_the_ball_reaches_the_attack(setting):
+    model, x, y = setting
+    beyond = x * 6 - 3
+    given = find_adversarial(model, beyond, y, Threat("Linf", 0.1, 2, centre="given")).x_adv
+    far = (beyond < -0.1) | (beyond > 1.1)
+    assert torch.equal(given[far], beyond.clamp(0, 1)[far])
+    assert not torch.equal(find_adversarial(model, beyond, y, Threat("Linf", 0.1, 2)).x_adv[far], given[far])
 
 
 def test_fgsm_step(setting):
