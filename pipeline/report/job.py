@@ -52,12 +52,18 @@ def gather(stage: StageInput, pipeline_run: str, recipe: Mapping[str, Any]) -> R
         gallery=_gallery(stage),
         verdicts=read("results/verdicts.json") or {},
         spectra=read("results/spectra.json") or {},
+        data=_data(stage),
     )
 
 
 def _state(stage: StageInput, pipeline_run: str) -> str:
     spec = stage.artifacts.read_json("spec.json") or {}
     return "ran" if spec.get("pipeline_run") == pipeline_run else "reused"
+
+
+def _data(stage: StageInput) -> str:
+    spec = stage.artifacts.read_json("spec.json") or {}
+    return str(spec.get("parents", {}).get("data", {}).get("fingerprint", ""))
 
 
 def _gallery(stage: StageInput) -> list[dict[str, Any]]:

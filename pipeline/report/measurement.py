@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pipeline.report.figures import NBSP, NOT_RECORDED, number, radius
 from pipeline.report.stage import ReportStage
+from pipeline.report.verdicts import Verdicts, verdicts_of
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
@@ -24,7 +25,8 @@ class Measurement:
     """One figure. Accuracies and interval bounds are fractions; `None` where the evaluation gave none.
 
     `kind` and `name` belong to the stage that trained the model, `source` and `source_kind` to the stage that
-    measured it. `version` is the attack's library and variant; `notes` are reservations of the evaluation itself.
+    measured it. `version` is the attack's library and variant; `notes` are reservations of the evaluation itself;
+    `verdicts` are the images behind the figure, where the evaluation left them.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class Measurement:
     notes: tuple[str, ...] = ()
     source: str = ""
     source_kind: str = ""
+    verdicts: Verdicts | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def from_row(
@@ -75,6 +78,7 @@ class Measurement:
             notes=_notes(_mapping(row.get("details"))),
             source=source.name if source else "",
             source_kind=source.kind if source else "",
+            verdicts=verdicts_of(row, source) if source else None,
         )
 
     @property

@@ -9,9 +9,7 @@ from typing import Any
 from components.statistics import PairedDifference, images_needed, paired_difference, smallest_difference
 from pipeline.report.figures import NBSP, count, percent, points, radius
 from pipeline.report.stage import ReportStage
-
-_ALIKE = ("dataset", "images_digest", "attack_library", "precision")
-"""Conditions of an evaluation that have to be equal before two of them make pairs."""
+from pipeline.report.verdicts import same_images, unlike
 
 
 @dataclass(frozen=True)
@@ -92,10 +90,9 @@ class Refused:
 def compare_stages(first: ReportStage, second: ReportStage) -> list[Finding] | Refused:
     """Every threat that both evaluations measured, by the same attack, and the clean images first."""
     names = model_of(first), model_of(second)
-    differing = [key for key in _ALIKE if first.conditions.get(key) != second.conditions.get(key)]
+    differing = unlike(first, second) or ("" if same_images(first, second) else "the images")
     if differing:
-        words = {"images_digest": "the images", "attack_library": "the attack's version"}
-        return Refused(*names, f"not comparable: they differ in {', '.join(words.get(key, key) for key in differing)}")
+        return Refused(*names, f"not comparable: they differ in {differing}")
     found = [finding for one, other in _groups(first, second) for finding in _findings(names, one, other)]
     return found or Refused(*names, "not comparable: no threat was measured in both by the same attack")
 

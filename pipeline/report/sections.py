@@ -12,6 +12,8 @@ from pipeline.report.experiment import Experiment, experiment_body
 from pipeline.report.figures import NBSP, count, half_width, listed
 from pipeline.report.gallery import galleries
 from pipeline.report.headline import Headline, find_headline
+from pipeline.report.larger_radius import gains
+from pipeline.report.lineage import differences
 from pipeline.report.markup import Content, Markup, element, join
 from pipeline.report.measurement import Measurement, grouped, measurements, unions
 from pipeline.report.paper_section import paper_body
@@ -105,6 +107,10 @@ def _limits(material: Material) -> Markup:
         *_zeros(material),
         *_notes(material),
     ]
+    return _items(said)
+
+
+def _items(said: Sequence[Content]) -> Markup:
     return element("ul", [element("li", item) for item in said])
 
 
@@ -117,7 +123,7 @@ def _versus_best(material: Material) -> list[Content]:
     ]
     return [
         [
-            f"Under {best.threat}: “{best.name}” against “{other.name}” is ",
+            f"Under {best.threat}: “{best.name}” against “{other.name}”: ",
             element("b", compare(best, other).words),
             ".",
         ]
@@ -129,10 +135,13 @@ def _sample_size(material: Material) -> list[Content]:
     sizes = sorted({row.n for row in material.rows if row.n})
     if not sizes:
         return []
-    widths = [f"{200 * half_width(n):.0f} points at n{NBSP}={NBSP}{count(n)}" for n in sizes]
+    widths = [f"{100 * half_width(n):.0f} points at n{NBSP}={NBSP}{count(n)}" for n in sizes]
     return [
-        f"Two figures near 50{NBSP}% have to differ by about {listed(widths)} before their intervals part. "
-        "Overlapping intervals do not prove equality: these images just do not show a difference."
+        f"The interval of a figure near 50{NBSP}% reaches about {listed(widths)} to either side. Two models on the "
+        "same images are compared image by image, and may differ clearly though their intervals overlap. A difference "
+        f"is called shown when the 95{NBSP}% interval of the paired difference (Newcombe 1998) leaves out 0 and the "
+        f"exact test of the images on which they disagree (McNemar) says so too, at 5{NBSP}%. No difference shown is "
+        "no proof of equality."
     ]
 
 
@@ -169,7 +178,10 @@ def _worst_case(material: Material) -> Section | None:
     rows = unions(material.stages)
     if not rows:
         return None
-    note = _paragraph("An image counts as right only when it withstands every threat of the list, image by image.")
+    note = _paragraph(
+        "An image counts as right only when it withstands every threat of the list, image by image: for each norm the "
+        "first radius that the evaluation names. Only lists of the same threats can be compared."
+    )
     return Section("worst", "Worst case over the norms", join(note, union_table(rows, material.styles)))
 
 
@@ -181,15 +193,24 @@ def _stems(material: Material) -> Section | None:
     for chart, some in zip(stem_charts(pairs, material.styles), pairs, strict=True):
         verdicts = comparison_table(some, "ConvStem", "PatchStem")
         blocks.append(element("div", element("div", chart, class_="charts"), verdicts, class_="beside"))
-    note = _paragraph("The same network, data and training, with one stem or the other.")
+        apart = differences(some[0].first.name, some[0].second.name, material.stages)
+        blocks.append(element("div", _items(apart), class_="limits"))
+    note = _paragraph(
+        "The same network and data set, with one stem or the other, compared image by image. What else is equal "
+        "between the two trainings and what is not stands below."
+    )
     return Section("stems", "ConvStem against PatchStem", join(note, blocks))
 
 
 def _radius(material: Material) -> Section | None:
     note = "Each line begins at the clean accuracy (radius 0). Filled marks: AutoAttack. Hollow: a shorter attack."
-    return _charts(
-        "radius", "Robust accuracy against the radius", radius_charts(material.native, material.styles), note
-    )
+    title = "Robust accuracy against the radius"
+    found = _charts("radius", title, radius_charts(material.native, material.styles), note)
+    said = gains(material.stages, material.native)
+    if found is None or not said:
+        return found
+    told = element("div", element("h3", "What the larger radius gained"), _items(said), class_="limits")
+    return Section(found.key, found.title, join(found.body, told))
 
 
 def _sweep(material: Material) -> Section | None:

@@ -29,7 +29,7 @@ class ReportStage:
     `rows` and `union` one a figure (see `Measurement.from_row`), `conditions` what holds for all of them, `gallery`
     one a sample with `label`, `clean_prediction`, `adversarial_prediction`, `norm`, `eps` and the paths of three PNG
     files under `clean`, `adversarial` and `difference`. `verdicts` and `spectra` are an evaluation's documents of these
-    names. Whatever is missing is left out of the page.
+    names. `data` is the fingerprint of the data set that was read. Whatever is missing is left out of the page.
     """
 
     name: str
@@ -46,6 +46,7 @@ class ReportStage:
     gallery: Sequence[Mapping[str, Any]] = ()
     verdicts: Mapping[str, Any] = field(default_factory=dict)
     spectra: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
 
     @property
     def failed(self) -> bool:
