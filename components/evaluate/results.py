@@ -84,14 +84,16 @@ def row(subject: Subject, outcome: Outcome, config: EvaluateConfig, images: Imag
 
 
 def union_rows(subject: Subject, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Worst case over all threats, image by image, for each resolution that has threats in several norms.
+    """Worst case over the norms, image by image, for each resolution that has threats in several norms.
 
-    Where threats have different numbers of images, the images common to all are taken (the first ones).
+    One radius a norm: the first one given for it, so that models evaluated at further radii too are judged by the same
+    threats. Of several attacks at that radius the strongest counts. Where threats have different numbers of images, the
+    images common to all are taken (the first ones).
     """
     rows = []
     for resolution in dict.fromkeys(outcome.resolution for outcome in outcomes):
-        here = [outcome for outcome in outcomes if outcome.resolution == resolution]
-        if len({outcome.threat.norm for outcome in here}) < 2:
+        here = _one_a_norm([outcome for outcome in outcomes if outcome.resolution == resolution])
+        if len(here) < 2:
             continue
         n = min(outcome.n for outcome in here)
         robust = int(survives_all([outcome.robust[:n] for outcome in here]).sum())
@@ -111,6 +113,18 @@ def union_rows(subject: Subject, outcomes: Sequence[Outcome]) -> list[dict[str, 
             }
         )
     return rows
+
+
+def _one_a_norm(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """For each norm the outcome at the radius that comes first, by the strongest attack."""
+    strength = list(ATTACK_TITLES)
+    chosen: dict[str, Outcome] = {}
+    for outcome in outcomes:
+        there = chosen.setdefault(outcome.threat.norm, outcome)
+        stronger = strength.index(outcome.threat.attack) < strength.index(there.threat.attack)
+        if outcome.threat.eps == there.threat.eps and stronger:
+            chosen[outcome.threat.norm] = outcome
+    return list(chosen.values())
 
 
 def conditions(
