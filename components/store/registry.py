@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from components.store.places import Places
 from components.store.tracking import Tracking
@@ -49,12 +50,18 @@ class Registry:
         self._client.set_registered_model_alias(name, alias, version)
 
     def get(self, name: str, alias: str) -> Version | None:
-        """The version that `alias` points at; None where model or alias are absent."""
+        """The version that `alias` points at; None where model or alias are absent.
+
+        Raises:
+            MlflowException: the registry could not look, which nobody may take for "there is none".
+        """
         from mlflow.exceptions import MlflowException
 
         try:
             found = self._client.get_model_version_by_alias(name, alias)
-        except MlflowException:
+        except MlflowException as error:
+            if not _says_absent(error):
+                raise
             return None
         return Version(name, str(found.version), found.run_id or "", dict(found.tags))
 
@@ -82,5 +89,18 @@ class Registry:
 
         try:
             self._client.get_registered_model(name)
-        except MlflowException:
+        except MlflowException as error:
+            if not _says_absent(error):
+                raise
             self._client.create_registered_model(name)
+
+
+def _says_absent(error: Any) -> bool:
+    """Whether MLflow says that the model or the alias is not there, and not that it could not look.
+
+    MLflow 3.17 answers a missing model by one code and a missing alias by another, which wrong names share.
+    """
+    missing_alias = (
+        error.error_code == "INVALID_PARAMETER_VALUE" and "alias" in str(error) and "not found" in str(error)
+    )
+    return error.error_code == "RESOURCE_DOES_NOT_EXIST" or missing_alias
