@@ -9,18 +9,20 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 from components.cores import CORES_VARIABLE, available_cores
-from components.errors import UserError
+from components.errors import EXIT_STATUS, UserError
 from components.launch import warm
+from components.launch.parent import die_with_parent
 from components.store.digests import write_json
 from components.store.places import Places
 from components.store.progress import Progress
 from pipeline.crew import Crew, lanes_for
-from pipeline.handover import HANDOVER_VARIABLE
+from pipeline.handover import HANDOVER_VARIABLE, handing_over
 from pipeline.order import order_of
 from pipeline.plan import fingerprints
 from pipeline.recipe import Recipe, build
@@ -73,9 +75,10 @@ def close_run(run_id: str, state: str) -> dict[str, Any]:
 def main(request: Path) -> None:
     """The child: starts the host, opens the parent run, works ahead, and lets KFP run the graph."""
     asked = json.loads(request.read_text())
+    die_with_parent(asked["command"])
     recipe, folder = build(asked["recipe"]), request.parent
     log = folder / "tracking.log"
-    with warm.hosted(folder, ("mlflow.tracking",)) as socket:
+    with handing_over(folder), warm.hosted(folder, ("mlflow.tracking",)) as socket:
         os.environ[warm.SOCKET_VARIABLE] = socket
         opened = warm.call("pipeline.conductor:open_run", log, recipe=asked["recipe"])
         run_id = opened["run_id"]
@@ -115,6 +118,9 @@ def _run_graph(recipe: Recipe, run_id: str, root: Path) -> None:
 
     from pipeline import graph
 
+    # Every step of KFP leaves a folder behind. The stages are children of the host and keep their own TMPDIR: the path
+    # of a Ray's socket must be short.
+    os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tmp-", dir=root.parent)
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)
     graph.build(recipe, retry=False)(pipeline_run=run_id)
 
@@ -122,5 +128,7 @@ def _run_graph(recipe: Recipe, run_id: str, root: Path) -> None:
 if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    except (UserError, warm.CallFailed) as error:
+        # The last line of the log: the command shows it where no stage has said why it failed.
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_STATUS if isinstance(error, UserError) else 1)

@@ -9,10 +9,12 @@ what the crew hands over. A stage is decided, claimed, launched and checked exac
 from __future__ import annotations
 
 import heapq
+import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from components.cores import available_cores
 from pipeline.handover import hand_failure, hand_over
@@ -77,12 +79,24 @@ class Crew:
         bring: does one stage.
         lanes: stages at once.
         tokens: of the stages that need no work, by name.
+        give_up: called with the cause when not even a failure can be handed over (a full disk); must end the process,
+            since KFP would wait for ever.
+
+    Attributes:
+        failed: the stage that failed first; empty while none has.
     """
 
     def __init__(
-        self, recipe: Recipe, folder: Path, bring: Bring, lanes: int, tokens: Mapping[str, str] | None = None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        bring: Bring,
+        lanes: int,
+        tokens: Mapping[str, str] | None = None,
+        give_up: Callable[[str], None] | None = None,
     ) -> None:
         self._recipe, self._folder, self._bring = recipe, folder, bring
+        self._give_up = give_up or end_this_process
         self._tokens = dict(tokens or {})
         for name, token in self._tokens.items():
             hand_over(folder, name, token)
@@ -97,13 +111,12 @@ class Crew:
 
     def _work(self) -> None:
         while (name := self._next()) is not None:
-            parents = [self._tokens[parent] for parent in self._recipe.stages[name].parents.values()]
             try:
-                token = self._bring(name, parents)
+                parents = [self._tokens[parent] for parent in self._recipe.stages[name].parents.values()]
+                self._complete(name, self._bring(name, parents))
             except BaseException as error:
                 self._fail(name, error)
                 return
-            self._complete(name, token)
 
     def _next(self) -> str | None:
         """The ready stage with the longest way to go; None when nothing is left or one has failed."""
@@ -126,13 +139,29 @@ class Crew:
                 heapq.heappush(self._ready, (-self._far[name], order[name], name))
 
     def _complete(self, name: str, token: str) -> None:
+        hand_over(self._folder, name, token)
         with self._changed:
             self._tokens[name] = token
             self._changed.notify_all()
-        hand_over(self._folder, name, token)
 
     def _fail(self, name: str, error: BaseException) -> None:
+        """Hands the error to the stage and to all that never begin now: KFP asks for them in an order of its own."""
         with self._changed:
+            never = [*self._waiting, *(ready for _, _, ready in self._ready)]
+            self._waiting.clear()
+            self._ready.clear()
             self.failed = self.failed or name
             self._changed.notify_all()
-        hand_failure(self._folder, name, error)
+        try:
+            for stage in (name, *never):
+                hand_failure(self._folder, stage, error)
+        except BaseException as lost:
+            self._give_up(f"{name}: {error} (which could not be handed on: {lost})")
+
+
+def end_this_process(cause: str) -> NoReturn:
+    """Ends this process at once, other threads included; the command that started it ends what is left."""
+    try:
+        print(f"error: {cause}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(1)

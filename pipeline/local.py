@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.errors import EXIT_STATUS
 from components.store.claims import only_run_in
 from components.store.digests import write_json
 from components.store.places import Places
-from components.store.progress import LIVE_VARIABLE
+from components.store.progress import LIVE_VARIABLE, read_said
+from components.store.tracking import ADOPTED_VARIABLE
 from pipeline.recipe import Recipe
 from pipeline.sessions import end_session
 from pipeline.step import AGAIN_VARIABLE
@@ -36,6 +38,7 @@ class Outcome:
         stages: for each stage its last live report.
         rows: the results, as `pipeline.results.Results.rows`.
         report: path of the HTML page; empty where the recipe has none.
+        user: where it failed before any stage did: whether the person can mend it.
     """
 
     run_id: str
@@ -44,11 +47,17 @@ class Outcome:
     log: Path
     rows: list[dict[str, Any]]
     report: str
+    user: bool = False
 
     def failed(self) -> dict[str, Any] | None:
         """The report of the stage that failed, if one did; of several the first, whose end was the others'."""
         failed = [report for report in self.stages.values() if report.get("state") == "failed"]
         return min(failed, key=lambda report: report["time"], default=None)
+
+    def cause(self) -> str:
+        """Why it stopped where no stage failed: the last thing that its log says."""
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1].removeprefix("error: ") if lines else "its processes were killed"
 
 
 def run_here(
@@ -74,28 +83,45 @@ def run_here(
         folder = places.home / "live" / time.strftime("%Y%m%d-%H%M%S")
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "pipeline.log"
-        request = write_json(folder / "request.json", {"recipe": recipe.resolved(), "jobs": jobs})
-        environment = {**os.environ, **places.environment(), LIVE_VARIABLE: str(folder), "PYTHONUNBUFFERED": "1"}
-        environment[AGAIN_VARIABLE] = ",".join(again)
+        asked = {"recipe": recipe.resolved(), "jobs": jobs, "command": os.getpid()}
+        request = write_json(folder / "request.json", asked)
         with log.open("wb") as output:
             command = [sys.executable, "-m", "pipeline.conductor", str(request)]
             child = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(places, folder, again),
+                start_new_session=True,
             )
         with _signals_to(child):
-            while child.poll() is None:
+            while _lives(child):
                 watch(reports(folder, recipe))
                 time.sleep(0.15)
         stages = reports(folder, recipe)
         watch(stages)
     results = _written(folder / "results.json", {"rows": [], "report": ""})
-    return Outcome(_pipeline_run(folder), child.returncode == 0, stages, log, **results)
+    user = child.returncode == EXIT_STATUS
+    return Outcome(_pipeline_run(folder), child.returncode == 0, stages, log, **results, user=user)
+
+
+def _environment(places: Places, folder: Path, again: tuple[str, ...]) -> dict[str, str]:
+    # A run that somebody opened for something else must not become the run of every stage.
+    kept = {name: value for name, value in os.environ.items() if name != ADOPTED_VARIABLE}
+    ours = {LIVE_VARIABLE: str(folder), "PYTHONUNBUFFERED": "1", AGAIN_VARIABLE: ",".join(again)}
+    return {**kept, **places.environment(), **ours}
+
+
+def _lives(child: subprocess.Popen[bytes]) -> bool:
+    """Whether the child runs. It is not reaped here: its process id stands for the session until that has ended."""
+    return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 def reports(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The last live report of every stage that has one."""
     found = {name: _written(folder / f"{name}.json", {}) for name in recipe.stages}
-    return {name: report for name, report in found.items() if report}
+    said = {name: read_said(folder / f"{name}.json") for name in found}
+    return {name: {**report, "said": said[name]} for name, report in found.items() if report}
 
 
 def _written(path: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +137,10 @@ def _pipeline_run(folder: Path) -> str:
 
 @contextlib.contextmanager
 def _signals_to(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the child's whole session, whatever state it is in; then KeyboardInterrupt."""
+    """Ends the child's whole session after the block, however it and the child ended.
+
+    Ctrl-C and SIGTERM end the block and become KeyboardInterrupt.
+    """
 
     def end(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -122,8 +151,7 @@ def _signals_to(child: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for number in before:
             signal.signal(number, signal.SIG_IGN)
-        if child.poll() is None:
-            end_session(child.pid)
-            child.wait()
+        end_session(child.pid)
+        child.wait()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -62,17 +62,24 @@ def _conclude(outcome: Outcome, console: Console) -> None:
     from components.store.places import Places
 
     if not outcome.ok:
-        failed = outcome.failed()
-        cause = failed["error"] if failed else "the pipeline stopped before any stage failed"
-        log = failed["log"] if failed else outcome.log
-        print(f"error: stage {failed['stage'] if failed else '(none)'} failed: {cause}\nlog: {log}", file=sys.stderr)
-        raise typer.Exit(EXIT_STATUS if failed and failed.get("user") else 1)
+        _say_why(outcome)
     if outcome.rows:
         console.print()
         show_table(outcome.rows, console)
     if outcome.report:
         print(f"\nreport:  {outcome.report}")
     print(f"MLflow:  mlflow ui --backend-store-uri {Places.from_environment().tracking_uri}")
+
+
+def _say_why(outcome: Outcome) -> NoReturn:
+    failed = outcome.failed()
+    if failed:
+        said, log, user = f"stage {failed['stage']} failed: {failed['error']}", failed["log"], failed.get("user")
+    else:
+        check_machine()  # a full disk leaves no other trace
+        said, log, user = f"the pipeline stopped before any stage failed: {outcome.cause()}", outcome.log, outcome.user
+    print(f"error: {said}\nlog: {log}", file=sys.stderr)
+    raise typer.Exit(EXIT_STATUS if user else 1)
 
 
 def show_table(rows: list[dict[str, Any]], console: Console) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import array
 import contextlib
-import ctypes
 import importlib
 import json
 import os
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
+from components.launch.parent import die_with_parent
 
 SOCKET_VARIABLE = "ROBUSTRAIN_WARM"
 _LONGEST = 1 << 22
@@ -133,8 +133,8 @@ def serve(path: str, preload: Sequence[str]) -> None:
     """Answers calls until it is told to end (SIGTERM)."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    _die_with_parent()
-    with socket.socket(socket.AF_UNIX) as listener:
+    die_with_parent()
+    with socket.socket(socket.AF_UNIX) as listener, _removed(path):
         listener.bind(path)
         os.chmod(path, 0o600)
         listener.listen(64)
@@ -144,6 +144,15 @@ def serve(path: str, preload: Sequence[str]) -> None:
             connection, _ = listener.accept()
             with connection:
                 _answer(connection, listener)
+
+
+@contextlib.contextmanager
+def _removed(path: str) -> Iterator[None]:
+    """Takes the socket's file away at the end: where whoever started the host was killed, nobody else does."""
+    try:
+        yield
+    finally:
+        Path(path).unlink(missing_ok=True)
 
 
 def _import(modules: Sequence[str]) -> None:
@@ -172,7 +181,7 @@ def _child(connection: socket.socket, descriptor: int, request: dict[str, Any]) 
     """Runs one call and never returns."""
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    _die_with_parent()
+    die_with_parent()
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.nice(request["nice"])
@@ -192,12 +201,6 @@ def _child(connection: socket.socket, descriptor: int, request: dict[str, Any]) 
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def _die_with_parent() -> None:
-    """Linux: this process gets SIGTERM when the one that started it dies, however it dies."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 if __name__ == "__main__":

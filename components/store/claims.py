@@ -55,6 +55,16 @@ def _lock(descriptor: int, wait: bool, on_wait: Callable[[], None] | None) -> No
                 time.sleep(0.2)
 
 
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock on an existing file."""
+    with path.open() as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
 def holder(path: Path) -> str:
     """The process id written by whoever holds (or last held) the lock; empty where nobody did."""
     return path.read_text().strip() if path.exists() else ""

@@ -24,6 +24,9 @@ from components.store.objects import ObjectRef, ObjectStore
 from components.store.places import Places
 from components.store.run import COMPLETE, FINGERPRINT, OBJECTS, RECIPE, RUNNING, STATE, StageInput, StageRun
 
+ADOPTED_VARIABLE = "MLFLOW_RUN_ID"
+"""A run that Kubeflow has opened for a step: the step's stage writes to it. On one machine it means nothing."""
+_KUBEFLOW_VARIABLE = "ROBUSTRAIN_KFP_RUN_ID"
 _STAGE_TAG = "stage_of_recipe."
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -149,7 +152,8 @@ class Tracking:
         }
         if spec.pipeline_run:
             tags["mlflow.parentRunId"] = spec.pipeline_run
-        run_id = adopt or os.environ.pop("MLFLOW_RUN_ID", "")
+        opened = os.environ.pop(ADOPTED_VARIABLE, "") if os.environ.get(_KUBEFLOW_VARIABLE) else ""
+        run_id = adopt or opened
         if not run_id:
             return self.client.create_run(self.experiment_id, run_name=spec.name, tags=tags).info.run_id
         attempt = int(self.client.get_run(run_id).data.tags.get("stage_attempt", "1"))

@@ -1,5 +1,7 @@
 """The crew that works ahead: every stage after its parents, side by side, the longest way first, no start after a failure."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from components.errors import UserError
 from components.launch.warm import CallFailed
 from pipeline import crew as rooms
-from pipeline.handover import take
+from pipeline.handover import hand_over, handing_over, take
 from pipeline.recipe import build
 from tests.recipes import small
 
@@ -89,6 +91,98 @@ def test_after_a_failure_nothing_new_begins_and_the_cause_is_handed_on(tmp_path)
         take(tmp_path, "pretrain")
     assert working.failed == "pretrain"
     assert "adversarial" not in begun
+
+
+def ended(folder, names):
+    """What every stage ended in, asked for in the recipe's order as KFP does; a thread, so that a hang is a failure."""
+    found = {}
+
+    def ask():
+        for name in names:
+            try:
+                found[name] = take(folder, name)
+            except (UserError, CallFailed) as error:
+                found[name] = f"{type(error).__name__}: {error}"
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(20)
+    return found
+
+
+def test_after_a_failure_no_stage_is_waited_for_in_vain(tmp_path):
+    """Two lanes: one fails while the other works; what never begins ends in the same words, what works in its own."""
+    failed, begun = threading.Event(), []
+
+    def bring(name, parents):
+        begun.append(name)
+        if name == "evaluate-clean":
+            failed.set()
+            raise UserError("the images are blue", where=name, remedy="paint them")
+        if name == "adversarial":
+            assert failed.wait(20)
+        return name
+
+    chosen = recipe()
+    rooms.Crew(chosen, tmp_path, bring, lanes=2)
+    blue = "Said: evaluate-clean: the images are blue. paint them."
+    assert ended(tmp_path, chosen.stages) == {
+        "digits": "digits",
+        "pretrain": "pretrain",
+        "adversarial": "adversarial",
+        "evaluate": blue,
+        "evaluate-clean": blue,
+    }
+    assert "evaluate" not in begun
+
+
+def test_a_result_that_cannot_be_handed_over_is_a_failure(tmp_path, monkeypatch):
+    def full(folder, name, token):
+        if name == "pretrain":
+            raise OSError(28, "No space left on device")
+        hand_over(folder, name, token)
+
+    monkeypatch.setattr(rooms, "hand_over", full)
+    chosen = recipe()
+    rooms.Crew(chosen, tmp_path, lambda name, parents: name, lanes=2)
+    found = ended(tmp_path, chosen.stages)
+    assert found.pop("digits") == "digits"
+    assert set(found) == set(chosen.stages) - {"digits"}
+    assert set(found.values()) == {"CallFailed: [Errno 28] No space left on device"}
+
+
+def test_the_run_ends_where_not_even_a_failure_can_be_handed_over(tmp_path, monkeypatch):
+    said, told = [], threading.Event()
+
+    def full(*what):
+        raise OSError(28, "No space left on device")
+
+    def give_up(cause):
+        said.append(cause)
+        told.set()
+
+    monkeypatch.setattr(rooms, "hand_over", full)
+    monkeypatch.setattr(rooms, "hand_failure", full)
+    rooms.Crew(recipe(), tmp_path, lambda name, parents: name, lanes=1, give_up=give_up)
+    assert told.wait(20)
+    assert said[0].startswith("digits: [Errno 28] No space left on device")
+
+
+def test_giving_up_ends_a_process_with_all_its_threads():
+    code = "import threading, pipeline.crew as c; threading.Thread(target=c.end_this_process, args=('full',)).start(); threading.Event().wait()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: full\n")
+
+
+def test_a_step_whose_run_was_killed_does_not_wait(tmp_path):
+    with handing_over(tmp_path):
+        asking = threading.Thread(target=lambda: said.append(ended(tmp_path, ["digits"])), daemon=True)
+        said = []
+        asking.start()
+        asking.join(0.5)
+        assert asking.is_alive()
+    asking.join(20)
+    assert said == [{"digits": "CallFailed: the run that this step belongs to has ended"}]
 
 
 def test_a_crash_is_not_handed_on_as_the_persons_mistake(tmp_path):

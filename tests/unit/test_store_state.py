@@ -53,6 +53,14 @@ def test_finished_run_is_found_and_read(tracking, spec, places):
     assert [p.name for p in read.path("sub").iterdir()] == ["numbers.json"]
 
 
+@pytest.mark.parametrize(("cluster", "adopted"), [("", False), ("0123-4567", True)])
+def test_a_run_from_the_environment_is_adopted_on_a_cluster_only(tracking, spec, monkeypatch, cluster, adopted):
+    """Kubeflow opens one for each step; somebody's shell may hold one that belongs to other work."""
+    monkeypatch.setenv("MLFLOW_RUN_ID", spec.run_id)
+    monkeypatch.setenv("ROBUSTRAIN_KFP_RUN_ID", cluster)
+    assert (tracking.begin(spec.model_copy(update={"run_id": ""})) == spec.run_id) is adopted
+
+
 def test_non_finite_metrics_are_left_out(tracking, spec, places):
     execute(spec, places, work)
     assert tracking.client.get_run(spec.run_id).data.metrics == {"accuracy": 0.5}

@@ -1,0 +1,22 @@
+"""A process that must not outlive the one that started it, however that one dies."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int = 0) -> None:
+    """Linux: this process gets SIGTERM when the thread that started it dies.
+
+    Args:
+        parent: the process that started this one; where it is gone already, SIGTERM comes now. 0: not checked.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,38 @@
+"""`robustrain run` with something wrong: it ends by itself, in one line that names the cause, with the right exit status."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def robustrain(home, *arguments, **variables):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "ROBUSTRAIN_HOME": str(home), **variables}
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=200, check=False)
+
+
+def images(root, **classes):
+    for name, count in classes.items():
+        (root / "train" / name).mkdir(parents=True)
+        for k in range(count):
+            Image.fromarray(np.full((8, 8, 3), 10 * k, np.uint8)).save(root / "train" / name / f"{k}.png")
+    return root
+
+
+def test_a_stage_that_fails_beside_another_ends_the_run(places, tmp_path):
+    """KFP asks for stages in an order of its own, also for those that never begin."""
+    folder = images(tmp_path / "images", a=2, b=0)
+    done = robustrain(places.home, "run", "quickstart", "--set", f"shapes.source={folder}", "--jobs", "2")
+    assert done.returncode == 2
+    [error, log] = done.stderr.splitlines()
+    assert error.startswith(f"error: stage shapes failed: {folder / 'train' / 'b'}: this class folder has no images")
+    assert log.startswith("log: ")
