@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
-import yaml
-
 from components.errors import UserError, nearest
 from pipeline.matrix import FIELD, has_placeholder
+from pipeline.recipe_file import parse_yaml
 
 
 def before_expansion(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -52,7 +51,8 @@ def override(document: dict[str, Any], given: str, fields: Collection[str]) -> N
 
 
 def _check_stage(document: dict[str, Any], key: str, name: str, fields: Collection[str]) -> None:
-    stages = document.get("stages") or {}
+    found = document.get("stages")
+    stages = [str(stage) for stage in found] if isinstance(found, dict) else []
     if name not in stages:
         hint = nearest(name, [*stages, *fields])
         remedy = f"the stages are: {', '.join(stages)}"
@@ -61,7 +61,7 @@ def _check_stage(document: dict[str, Any], key: str, name: str, fields: Collecti
 
 def _yaml(given: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        remedy = "quote it, or write a list as [a, b] and a mapping as {a: b}"
+        return parse_yaml(text, "--set")
+    except UserError:
+        remedy = "quote it, or write a list as [a, b] and a mapping as {a: b}, each key once"
         raise UserError("the value is not YAML", where="--set", value=given, remedy=remedy) from None

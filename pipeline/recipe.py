@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.errors import UserError, nearest
 from pipeline.matrix import expand
 from pipeline.overrides import before_expansion, override
+from pipeline.recipe_file import read_document
 from pipeline.report.config import ReportConfig
-from pipeline.stages import NAME_RULE, STAGE_NAME, STAGES, StageKind
+from pipeline.sources import check_sources
+from pipeline.stages import NAME_RULE, STAGE_NAME, STAGES, TRAINING, StageKind
 from pipeline.validation import explain
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -34,7 +35,12 @@ class RecipeHead(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="short name, as in `robustrain run NAME`")
     summary: str = Field("", description="one line for `robustrain recipes`")
     seed: int = Field(0, ge=0, lt=2**31, description="all randomness of the run follows from it")
-    sources: dict[str, str] = Field({}, description="field -> where its number comes from, for `recipes --show`")
+    faithful: bool = Field(
+        False, description="`faithful` of every stage that trains and does not say itself: do as the released code does"
+    )
+    sources: dict[str, str] = Field(
+        {}, description="stages and field -> where the value comes from, for `recipes --show` (`pipeline.sources`)"
+    )
 
 
 @dataclass(frozen=True)
@@ -76,14 +82,23 @@ def load(recipe: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         UserError: unknown recipe, key, stage or value; a stage that needs one that is missing; a circle.
     """
-    document = _read(_find(recipe))
+    return build(document_of(recipe, overrides))
+
+
+def document_of(recipe: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What the recipe of that name or path writes, with `extends`, overrides and matrix worked in; not validated.
+
+    Raises:
+        UserError: unknown recipe, a file that cannot be read, a matrix or an override that does not fit.
+    """
+    document = read_document(_find(recipe), _find)
     general, single = before_expansion(overrides)
     for given in general:
         override(document, given, RecipeHead.model_fields)
     document = expand(document)
     for given in single:
         override(document, given, RecipeHead.model_fields)
-    return build(document)
+    return document
 
 
 def build(document: Mapping[str, Any]) -> Recipe:
@@ -93,7 +108,9 @@ def build(document: Mapping[str, Any]) -> Recipe:
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("a recipe needs stages", where="stages", value=stages, remedy="list at least one stage")
     head = _validated(RecipeHead, document, "")
-    entries = {name: _stage(name, entry) for name, entry in stages.items() if entry is not None}
+    entries = {name: _stage(name, entry, head) for name, entry in stages.items() if entry is not None}
+    known = {name: (stage.kind.name, stage.kind.config) for name, stage in entries.items()}
+    check_sources(head.sources, known, (str(name) for name in stages if name not in entries), RecipeHead.model_fields)
     linked = {name: _linked(stage, entries) for name, stage in entries.items()}
     return Recipe(head, _ordered(linked))
 
@@ -111,33 +128,9 @@ def _find(recipe: str) -> Path:
     raise UserError(f"unknown recipe{hint}", value=recipe, remedy="`robustrain recipes` lists them; a path works too")
 
 
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise UserError("recipes extend each other in a circle", where=str(path), remedy="remove one `extends`")
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f":{place.line + 1}" if place else ""
-        raise UserError("this is not YAML", where=f"{path}{line}", remedy="mend the syntax") from None
-    if not isinstance(document, dict):
-        raise UserError("a recipe is a mapping", where=str(path), value=document, remedy="write `name:` and `stages:`")
-    base = document.pop("extends", None)
-    if base is None:
-        return document
-    beside = path.parent / str(base)
-    return _merged(_read(beside if beside.is_file() else _find(str(base)), (*seen, path.resolve())), document)
-
-
-def _merged(base: Any, over: Any) -> Any:
-    if isinstance(base, dict) and isinstance(over, dict):
-        return {key: _merged(base.get(key), over[key]) if key in over else base[key] for key in {**base, **over}}
-    return over
-
-
-def _stage(name: str, entry: Any) -> Stage:
+def _stage(name: Any, entry: Any, head: RecipeHead) -> Stage:
     where = f"stages.{name}"
-    if not STAGE_NAME.fullmatch(name):
+    if not isinstance(name, str) or not STAGE_NAME.fullmatch(name):
         raise UserError(NAME_RULE, where=where, value=name, remedy="rename the stage")
     if not isinstance(entry, Mapping):
         raise UserError(
@@ -145,12 +138,14 @@ def _stage(name: str, entry: Any) -> Stage:
         )
     fields = dict(entry)
     kind = fields.pop("kind", name.split("-")[0])
-    if kind not in STAGES:
+    if not isinstance(kind, str) or kind not in STAGES:
         hint = nearest(str(kind), STAGES)
         raise UserError(
             f"unknown kind of stage{hint}", where=f"{where}.kind", value=kind, remedy=f"one of {', '.join(STAGES)}"
         )
     row = STAGES[kind]
+    if head.faithful and kind in TRAINING:
+        fields.setdefault("faithful", True)
     return Stage(name, row, _validated(row.config, fields, where), {})
 
 
