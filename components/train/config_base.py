@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from components.errors import UserError, nearest
 from components.fingerprint import NO_FINGERPRINT
-from components.train.config_checks import check_first_weights, check_pieces, check_schedule, check_workers
+from components.train.config_checks import check_dropout, check_first_weights, check_schedule, check_workers
 from components.train.config_parts import AttackConfig, ModelConfig, Part, ProbeConfig
 from components.train.health_config import HealthConfig
 from components.train.worker_range import split_range
@@ -201,7 +201,7 @@ class TrainConfig(Part):
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
         check_workers(self)
-        check_pieces(self)
+        check_dropout(self, self.model.kwargs if self.model else {})
         check_schedule(self)
         check_first_weights(self)
         return self

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
 
@@ -120,16 +121,23 @@ def shares_evenly(config: TrainConfig, workers: int) -> bool:
     return config.batch_size % (workers * (2 if config.mixes else 1)) == 0
 
 
-def check_pieces(config: TrainConfig) -> None:
-    """Batches taken in pieces give the gradients of whole ones.
+def check_dropout(config: TrainConfig, kwargs: Mapping[str, Any]) -> None:
+    """The network draws nothing that another number of workers, or of pieces of a batch, would draw otherwise.
+
+    Args:
+        kwargs: the network's further arguments, of the recipe or of the card of the first weights.
 
     Raises:
-        UserError: the network draws random numbers in its forward, which pieces would draw in another order.
+        UserError: dropout, which draws in the order of the forwards. (Stochastic depth draws by image.)
     """
-    if config.micro_batch and config.drop_path:
-        raise UserError(
-            "stochastic depth draws other numbers for pieces of a batch, so the result would not be the same",
-            where="micro_batch",
-            value=config.micro_batch,
-            remedy="set drop_path: 0, or micro_batch: 0 and more workers",
-        )
+    if not config.micro_batch and config.worker_range[1] <= 1:
+        return
+    for name, rate in kwargs.items():
+        if name.endswith("drop_rate") and rate:
+            cause = "pieces of a batch (micro_batch)" if config.micro_batch else "another number of workers"
+            raise UserError(
+                f"dropout draws other numbers with {cause}, so the result would not be the same",
+                where=f"model.kwargs.{name}",
+                value=rate,
+                remedy="set it to 0 and use drop_path, or set micro_batch: 0 and workers: 0 or 1",
+            )

@@ -17,6 +17,7 @@ import time
 import torch
 from torch import nn
 
+from components.attack.apgd import frozen
 from components.models import forward_macs
 from components.train.step import Threat
 
@@ -31,7 +32,9 @@ def step_flops(model: nn.Module, threat: Threat | None, *, resolution: int) -> f
         model: takes (B, 3, R, R); left as it is, and nothing is computed.
         threat: the attack, or None for a clean step.
     """
-    return 2.0 * forward_macs(model, resolution) * forwards(threat)
+    with frozen(model):
+        macs = forward_macs(model, resolution)
+    return 2.0 * macs * forwards(threat)
 
 
 def forwards(threat: Threat | None) -> int:

@@ -22,7 +22,9 @@ from components.models import (
     transplant,
 )
 from components.train.config import ConvStemConfig, ModelConfig, TrainConfig
+from components.train.config_checks import check_dropout
 from components.train.seeds import derive
+from components.train.stochastic_depth import own_depth
 
 if TYPE_CHECKING:
     from components.data.manifest import DataManifest
@@ -107,7 +109,8 @@ def _card(wanted: ModelConfig, config: TrainConfig, data: DataManifest, tag: str
 
 
 def _build(card: ModelCard, config: TrainConfig, tag: str | None = None) -> nn.Module:
-    return build_model(
+    check_dropout(config, card.kwargs)
+    model = build_model(
         card.name,
         stem=card.stem,
         num_classes=card.num_classes,
@@ -117,6 +120,7 @@ def _build(card: ModelCard, config: TrainConfig, tag: str | None = None) -> nn.M
         drop_path=config.drop_path,
         **card.kwargs,
     )
+    return own_depth(model)
 
 
 def _from_source(

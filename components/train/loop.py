@@ -29,7 +29,8 @@ from components.train.seeds import seed_step
 from components.train.selection import score
 from components.train.signals import StopRequests
 from components.train.state import TrainState
-from components.train.step import Threat, train_step
+from components.train.step import EachPiece, Threat, train_step
+from components.train.stochastic_depth import draw_depth
 from components.train.telling import Telling
 from components.train.world import World
 
@@ -113,6 +114,7 @@ class Training:
             threat=threat,
             noise=self._noise(images, threat),
             chunk=config.micro_batch,
+            each_piece=self._depth(),
             precision=state.precision,
             global_batch=config.batch_size,
             reduce=self.world.add_up_gradients if self.world.size > 1 else None,
@@ -138,6 +140,11 @@ class Training:
         return start_noise(
             self.config, threat, images, first_row=first, seed=self.seed, epoch=place.epoch, batch=place.batch
         )
+
+    def _depth(self) -> EachPiece | None:
+        place, rows = self.state.position, self.world.share(self.config.batch_size)
+        where = {"seed": self.seed, "epoch": place.epoch, "batch": place.batch}
+        return draw_depth(self.state.model, rows, **where, device=self.world.device)
 
     def _between_steps(self) -> None:
         """Progress, the look at the figures, checkpoints within an epoch, and requests to end."""

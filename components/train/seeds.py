@@ -18,7 +18,10 @@ def derive(*parts: object) -> int:
 
 
 def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
-    """Seeds torch's own generators, which stochastic depth and dropout draw from, for one step of one worker."""
+    """Seeds torch's own generators, which dropout draws from, for one step of one worker.
+
+    Dropout is therefore refused where the number of workers may change what it draws; stochastic depth draws by row.
+    """
     torch.manual_seed(derive("step", seed, epoch, batch, rank))
 
 

@@ -9,7 +9,7 @@ from components.errors import UserError
 from components.fingerprint import fingerprinted
 from components.train.config import AdversarialConfig
 from components.train.worker_range import workers_for
-from tests.small_training import encoded, job, train
+from tests.small_training import NETWORK, encoded, job, train
 
 
 def _config(**change):
@@ -93,15 +93,40 @@ def test_neither_workers_nor_pieces_nor_ports_are_in_the_fingerprint():
     assert fingerprinted(other) == fingerprinted(_config())
 
 
-def test_pieces_of_a_batch_are_refused_where_they_would_change_the_result():
-    assert _config(micro_batch=8).micro_batch == 8
-    with pytest.raises(ValidationError, match=r"micro_batch.*stochastic depth.*drop_path: 0"):
-        _config(micro_batch=8, drop_path=0.1)
+@pytest.mark.parametrize("rate", ["drop_rate", "attn_drop_rate", "pos_drop_rate", "proj_drop_rate", "patch_drop_rate"])
+@pytest.mark.parametrize("change", [{"micro_batch": 8}, {"workers": 2}, {"workers": "1-4"}])
+def test_dropout_is_refused_where_workers_or_pieces_would_change_what_it_draws(rate, change):
+    model = {"name": "vit_small", "kwargs": {rate: 0.1}}
+    with pytest.raises(ValidationError, match=rf"model\.kwargs\.{rate}.*dropout.*got 0\.1.*drop_path"):
+        _config(model=model, **change)
+    assert _config(model=model, workers=1).model is not None
+    assert _config(model={**model, "kwargs": {rate: 0.0}}, **change).model is not None
+    assert _config(drop_path=0.1, **change).drop_path == 0.1
 
 
-def test_pieces_of_a_batch_train_like_whole_batches(tmp_path):
+def test_dropout_of_the_first_weights_is_refused_too(tmp_path):
+    from types import SimpleNamespace
+
+    from components.models import ModelCard, build_model, save_model
+    from components.train.initial import initial_model
+
+    kwargs = {**NETWORK["kwargs"], "drop_rate": 0.2}
+    model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, **kwargs)
+    save_model(tmp_path / "model", model, ModelCard("convnext_micro", "conv", 10, 32, kwargs=kwargs))
+    made = SimpleNamespace(inputs={"init": SimpleNamespace(path=lambda name: tmp_path / name)})
+    data = SimpleNamespace(num_classes=10, classes=())
+    with pytest.raises(UserError, match=r"model\.kwargs\.drop_rate.*got 0\.2"):
+        initial_model(made, _config(workers=2, resolution=32), data, 0)
+    assert initial_model(made, _config(resolution=32), data, 0).card.kwargs["drop_rate"] == 0.2
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_pieces_of_a_batch_train_like_whole_batches(tmp_path, drop_path):
     data, attack = encoded(tmp_path / "data"), {"norm": "Linf", "eps": 0.1, "steps": 2}
-    whole, pieces = (job(data, tmp_path / str(n), attack=attack, mixup=0.8, micro_batch=n) for n in (0, 5))
+    # A layer scale of 1 lets every block count, and with it what stochastic depth leaves out.
+    network = {**NETWORK, "kwargs": {**NETWORK["kwargs"], "ls_init_value": 1.0}}
+    same = {"attack": attack, "mixup": 0.8, "drop_path": drop_path, "model": network}
+    whole, pieces = (job(data, tmp_path / str(n), micro_batch=n, **same) for n in (0, 5))
     train(whole)
     train(pieces)
     one, two = (json.loads((made.run.artifacts / "history.json").read_text()) for made in (whole, pieces))
