@@ -13,7 +13,7 @@ from components.store.job import ParentRef, StageJob, StageSpec, execute
 from components.store.objects import ObjectStore
 from components.store.places import Places
 from components.store.tracking import Tracking
-from components.train.checkpoint import CheckpointStore
+from components.train.checkpoint_store import CheckpointStore
 from components.train.config import CONFIGS, TrainConfig
 from components.train.health import Guard
 from components.train.images import TrainImages

@@ -26,7 +26,8 @@ class Display:
     def __init__(self, recipe: Recipe, console: Console) -> None:
         self._recipe, self._console = recipe, console
         self._live: Live | None = None
-        self._said: dict[str, str] = {}
+        self._states: dict[str, str] = {}
+        self._lines: dict[str, int] = {}
 
     @contextmanager
     def shown(self) -> Iterator[Display]:
@@ -39,27 +40,37 @@ class Display:
 
     def update(self, reports: dict[str, dict[str, Any]]) -> None:
         """Takes the newest reports by stage name."""
+        for name, report in reports.items():
+            self._pass_on(name, report.get("said", []))
         if self._live is not None:
             self._live.update(self._table(reports))
             return
         for name, report in reports.items():
-            self._say(name, report)
+            self._tell(name, report)
 
-    def _say(self, name: str, report: dict[str, Any]) -> None:
+    def _pass_on(self, name: str, said: list[str]) -> None:
+        """Prints what a stage has said since the last time; in a terminal above the live lines."""
+        for text in said[self._lines.get(name, 0) :]:
+            style = "yellow" if text.startswith("warning:") else ""
+            self._console.print(Text(f"{name}: {text}", style=style))
+        self._lines[name] = len(said)
+
+    def _tell(self, name: str, report: dict[str, Any]) -> None:
         state = str(report.get("state", ""))
-        if self._said.get(name) == state or (state == "running" and name in self._said):
+        if self._states.get(name) == state or (state == "running" and name in self._states):
             return
-        self._said[name] = state
+        self._states[name] = state
         if state == "running":
             self._console.print(f"{name}: started", highlight=False)
         else:
             self._console.print(f"{name}: {describe(report)}", highlight=False)
 
     def _table(self, reports: dict[str, dict[str, Any]]) -> RenderableType:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(min_width=max(len(name) for name in self._recipe.stages))
-        table.add_column(min_width=9)
-        table.add_column(min_width=44, overflow="ellipsis", no_wrap=True)
+        table = Table.grid(padding=(0, 2), expand=True)
+        table.add_column(no_wrap=True, min_width=max(len(name) for name in self._recipe.stages))
+        table.add_column(no_wrap=True, min_width=9)
+        # What a narrow terminal cannot show in one line goes on in the next.
+        table.add_column(ratio=1)
         for name in self._recipe.stages:
             report = reports.get(name, {})
             state = str(report.get("state", "")) or "·"

@@ -1,6 +1,7 @@
 """One training stage on encoded digits, without MLflow: what the tests about training share."""
 
 import shutil
+import sys
 from types import SimpleNamespace
 
 from components.store.job import StageJob, StageSpec
@@ -44,6 +45,12 @@ class Run:
     def progress(self, **facts):
         self.notes.append(facts)
 
+    def say(self, text):
+        print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text):
+        self.say(f"warning: {text}")
+
     def save(self, local, artifact):
         target = self.artifacts / artifact
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +58,9 @@ class Run:
 
     def fetch(self, artifact, to):
         found = self.artifacts / artifact
-        return shutil.copytree(found, to, dirs_exist_ok=True) if found.exists() else None
+        if found.is_dir():
+            return shutil.copytree(found, to, dirs_exist_ok=True)
+        return shutil.copyfile(found, to) if found.exists() else None
 
 
 def encoded(folder, **change):

@@ -2,7 +2,7 @@
 
 Measured on two cores (0.34 M parameter ConvNeXt, 64 images of 32 px, forward / with gradient): two processes of one
 thread with 32 images each take 9 to 13 / 22 to 31 ms, one process of two threads 20 / 38 ms (the latter without
-`memory.keep_freed_memory`); so one thread a process is the rule on CPUs. On GPUs one
+`keep_freed_memory`); so one thread a process is the rule on CPUs. On GPUs one
 process a GPU. The only file of this room that may import ray; without a cluster ray is not needed.
 """
 
@@ -19,7 +19,7 @@ from components.cores import available_cores
 from components.errors import UserError
 from components.evaluate import unit_file
 from components.evaluate.config import EvaluateConfig
-from components.evaluate.memory import keep_freed_memory
+from components.memory import keep_freed_memory
 from components.evaluate.processes import Processes, Report
 from components.evaluate.workload import Workload, blocks
 from components.launch.ray_here import start_ray

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ class Progress:
         """Says where the stage stands: `running`, `complete`, `reused`, `failed`; always written."""
         self._write(state=state, **facts)
 
+    def say(self, text: str) -> None:
+        """One line for people, kept beside the live file until the run has ended; to the log where there is none."""
+        print(text, file=sys.stderr, flush=True)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError), said_path(self.path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(text) + "\n")
+
     def _write(self, **facts: Any) -> None:
         if self.path is None:
             print(json.dumps({"stage": self.stage, **facts}), flush=True)
@@ -56,6 +65,20 @@ class Progress:
         with contextlib.suppress(OSError):
             part.write_text(json.dumps({"stage": self.stage, "time": time.time(), **facts}))
             os.replace(part, self.path)
+
+
+def said_path(live: Path) -> Path:
+    """Where what a stage said lies, given its live file."""
+    return live.with_suffix(".said")
+
+
+def read_said(live: Path) -> list[str]:
+    """What a stage has said so far, in order; a line that is still being written is left out."""
+    try:
+        lines = said_path(live).read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class _Rate:

@@ -19,8 +19,10 @@ from components.store.job import ParentRef, StageSpec
 from components.store.objects import ObjectRef
 from components.store.progress import Progress
 
-STATE, FINGERPRINT = "stage_state", "stage_fingerprint"
+STATE, FINGERPRINT, ERROR = "stage_state", "stage_fingerprint", "stage_error"
 RUNNING, FAILED, COMPLETE = "running", "failed", "complete"
+WORKED = "seconds_worked"
+"""Tag: seconds that a stage was worked on, over all its tries; pauses between them do not count."""
 CHECKPOINTS = "checkpoints/"
 """Artifacts below this path are for resuming; they are no outputs and stay out of the manifest."""
 
@@ -44,7 +46,9 @@ class StageRun:
     def __init__(self, client: Any, artifacts: Artifacts, spec: StageSpec, workdir: Path) -> None:
         self._client, self._artifacts, self._spec = client, artifacts, spec
         self.run_id, self.workdir = spec.run_id, workdir
-        self.attempt = int(client.get_run(spec.run_id).data.tags.get("stage_attempt", "1"))
+        tags = client.get_run(spec.run_id).data.tags
+        self.attempt = int(tags.get("stage_attempt", "1"))
+        self._began, self._worked_before = time.monotonic(), float(tags.get(WORKED, "0"))
         self._outputs: dict[str, FileDigest] = {}
         self._progress = Progress(spec.name)
         self.workdir.mkdir(parents=True, exist_ok=True)
@@ -89,6 +93,14 @@ class StageRun:
         """Live progress; cheap enough to be called for every batch."""
         self._progress.report(phase=phase, done=done, total=total, unit=unit, note=note)
 
+    def say(self, text: str) -> None:
+        """One line for people while the run is under way, such as where the stage goes on or what it decided."""
+        self._progress.say(text)
+
+    def warn(self, text: str) -> None:
+        """Something people should know that does not end the stage."""
+        self.say(f"warning: {text}")
+
     def pipeline_recipe(self) -> dict[str, Any]:
         """The resolved recipe of the pipeline run this stage belongs to; empty where it belongs to none."""
         if not self._spec.pipeline_run:
@@ -101,6 +113,7 @@ class StageRun:
         """Says that the process that works on this run is alive. A tracking server that is away is not fatal."""
         with contextlib.suppress(Exception):
             self._client.set_tag(self.run_id, "heartbeat", str(time.time()))
+            self._note_worked()
 
     def finish(self, result: Mapping[str, Any], objects: Sequence[ObjectRef] = ()) -> None:
         """Outputs, then the manifest, then `complete`: the order is what makes a finished run trustworthy.
@@ -114,6 +127,9 @@ class StageRun:
             self._save_json(OBJECTS, [ref.as_dict() for ref in objects])
         sha256 = self._artifacts.write_manifest(self._outputs, self.workdir)
         self._client.set_tag(self.run_id, "manifest_sha256", sha256)
+        self._note_worked()
+        if ERROR in self._client.get_run(self.run_id).data.tags:
+            self._client.delete_tag(self.run_id, ERROR)
         self._client.set_tag(self.run_id, STATE, COMPLETE)
         self._client.set_terminated(self.run_id, "FINISHED")
         self._progress.state(COMPLETE, run_id=self.run_id)
@@ -124,10 +140,15 @@ class StageRun:
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))
         with contextlib.suppress(Exception):
-            self._client.set_tag(self.run_id, "stage_error", cause[:_TAG_LENGTH])
+            self._client.set_tag(self.run_id, ERROR, cause[:_TAG_LENGTH])
+            self._note_worked()
             self._client.set_tag(self.run_id, STATE, FAILED)
             self._client.log_text(self.run_id, trace, "error.txt")
             self._client.set_terminated(self.run_id, "FAILED")
+
+    def _note_worked(self) -> None:
+        seconds = self._worked_before + time.monotonic() - self._began
+        self._client.set_tag(self.run_id, WORKED, f"{seconds:.1f}")
 
     def _save_json(self, name: str, value: Any) -> None:
         self.save(write_json(self.workdir / name, value), name)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,7 @@ from torch import Tensor
 from components.store.digests import FileDigest, differs, digest_file, files_below, write_json
 
 FORMAT = 1
-_KEPT = 2
-_PREFIX = "step-"
+PREFIX = "step-"
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,16 @@ class Snapshot:
         """How often the training had gone back to an earlier state."""
         return int(self.facts.get("health", {}).get("backs", 0))
 
+    @property
+    def age(self) -> tuple[int, int]:
+        """Sorts snapshots of one training by when they were taken: one that went back has smaller steps again."""
+        return self.backs, self.step
+
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, fingerprint: str) -> Path:
     """Writes a checkpoint into `folder` and returns its path there."""
     again = f"-again{snapshot.backs:02d}" if snapshot.backs else ""
-    place = folder / f"{_PREFIX}{snapshot.step:09d}-{int(snapshot.facts['epoch']):05d}{again}"
+    place = folder / f"{PREFIX}{snapshot.step:09d}-{int(snapshot.facts['epoch']):05d}{again}"
     part = folder / f".part-{place.name}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -100,108 +102,7 @@ def read_checkpoint(place: Path, fingerprint: str) -> Snapshot:
         raise ValueError(f"it cannot be read ({error})") from None
 
 
-class CheckpointStore:
-    """The checkpoints of one stage, written and uploaded by a thread beside the training.
-
-    Args:
-        folder: where they lie on this machine.
-        fingerprint: the stage's; checkpoints of others are refused.
-        upload: copies a folder to an artifact path, for machines that come later.
-        fetch: copies an artifact path into a folder; None where there is nothing.
-        artifact: path below which uploads lie.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        fingerprint: str,
-        *,
-        upload: Callable[[Path, str], None] | None = None,
-        fetch: Callable[[str, Path], Path | None] | None = None,
-        artifact: str = "checkpoints",
-    ) -> None:
-        self.folder, self.fingerprint, self._artifact = folder, fingerprint, artifact
-        self._upload, self._fetch = upload, fetch
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
-        self._slot = 0
-        folder.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def busy(self) -> bool:
-        """Whether an earlier checkpoint is still being written or uploaded."""
-        return self._pending is not None and not self._pending.done()
-
-    def save(self, snapshot: Snapshot, *, wait: bool = False) -> None:
-        """Hands a snapshot to the writing thread; one at a time. `wait` returns once it is on this machine's disk.
-
-        Raises:
-            OSError: this or the previous checkpoint could not be written.
-        """
-        self.settle()
-        if wait:
-            self._publish(self._write(snapshot))
-        else:
-            self._pending = self._thread.submit(lambda: self._publish(self._write(snapshot)))
-
-    def settle(self) -> None:
-        """Waits for the checkpoint under way and raises what befell it."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
-
-    def close(self) -> None:
-        """Ends the thread after its work."""
-        self._thread.shutdown(wait=True)
-
-    def _write(self, snapshot: Snapshot) -> Path:
-        place = write_checkpoint(self.folder, snapshot, self.fingerprint)
-        for old in self._places()[:-_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
-        return place
-
-    def _publish(self, place: Path) -> None:
-        """Two places take turns in the run's artifacts, so the one before survives an upload that is cut off."""
-        if self._upload is None:
-            return
-        self._slot ^= 1
-        try:
-            self._upload(place, f"{self._artifact}/{'ab'[self._slot]}")
-        except Exception as error:  # the network may fail in any way; training goes on, the copy on disk is whole
-            print(f"warning: checkpoint {place.name} was not uploaded: {error}", file=sys.stderr, flush=True)
-
-    def _places(self) -> list[Path]:
-        return sorted((path for path in self.folder.glob(f"{_PREFIX}*") if path.is_dir()), key=_age)
-
-    def latest(self) -> Snapshot | None:
-        """The newest checkpoint that holds, from this machine or else from the run's artifacts; None without one."""
-        for part in self.folder.glob(".part-*"):
-            shutil.rmtree(part, ignore_errors=True)
-        found = self._first_whole(list(reversed(self._places())))
-        return found or self._from_artifacts()
-
-    def _first_whole(self, places: list[Path]) -> Snapshot | None:
-        for place in places:
-            try:
-                return read_checkpoint(place, self.fingerprint)
-            except ValueError as error:
-                print(f"warning: checkpoint {place} is not used: {error}", file=sys.stderr, flush=True)
-        return None
-
-    def _from_artifacts(self) -> Snapshot | None:
-        if self._fetch is None:
-            return None
-        found = []
-        for slot in "ab":
-            to = self.folder / f".part-{slot}"
-            if self._fetch(f"{self._artifact}/{slot}", to) is not None:
-                snapshot = self._first_whole([to])
-                found += [snapshot] if snapshot else []
-            shutil.rmtree(to, ignore_errors=True)
-        return max(found, key=lambda snapshot: (snapshot.backs, snapshot.step), default=None)
-
-
-def _age(place: Path) -> tuple[str, str]:
-    """Sorts checkpoints by when they were taken: a training that went back has smaller step numbers again."""
+def age_of(place: Path) -> tuple[str, str]:
+    """As `Snapshot.age`, from the name of a checkpoint's folder."""
     step, again, backs = place.name.partition("-again")
     return backs if again else "00", step

@@ -8,12 +8,12 @@ training computes stays a pure function of its configuration and seed, however o
 from __future__ import annotations
 
 import math
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from components.errors import UserError
-from components.train.checkpoint import CheckpointStore
+from components.train.checkpoint_store import CheckpointStore, said_on_stderr
 from components.train.health_config import HealthConfig
 from components.train.resume import share_state
 from components.train.signatures import NON_FINITE, REMEDIES, Finding, findings, sound
@@ -52,6 +52,7 @@ class Guard:
         classes: of the data set.
         images: held-out images of a probe.
         good: where good states are kept; None on workers that do not write, or where nothing makes it go back.
+        warn: told what people should know.
     """
 
     config: HealthConfig
@@ -60,6 +61,7 @@ class Guard:
     classes: int
     images: int
     good: CheckpointStore | None = None
+    warn: Callable[[str], None] = said_on_stderr
 
     def begin(self) -> None:
         """Keeps the very first state as the first good one."""
@@ -101,7 +103,7 @@ class Guard:
         for finding in new:
             if actions[finding.signature] == "warn":
                 self._record(finding, "warn")
-                self._say(f"warning: {finding.sentence}; {REMEDIES[finding.signature]}")
+                self._say(f"{finding.sentence}; {REMEDIES[finding.signature]}")
         for finding in seen:
             if actions[finding.signature] == "stop":
                 raise self._stop(finding)
@@ -136,7 +138,7 @@ class Guard:
         self.state.health = health
         health.present = []
         self._say(
-            f"warning: {finding.sentence}; going back to the end of epoch {self.state.position.epoch} "
+            f"{finding.sentence}; going back to the end of epoch {self.state.position.epoch} "
             f"with {health.lr_scale:g} of the learning rate"
         )
 
@@ -156,7 +158,7 @@ class Guard:
 
     def _say(self, text: str) -> None:
         if self.world.leads:
-            print(text, file=sys.stderr, flush=True)
+            self.warn(text)
 
     def _stop(self, finding: Finding, why: str = "") -> UserError:
         return UserError(

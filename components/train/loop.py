@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from components.data.loader import Batch
-from components.train.checkpoint import CheckpointStore
+from components.train.checkpoint_store import CheckpointStore
 from components.train.config import TrainConfig
 from components.train.health import GoBack, Guard
 from components.train.images import TrainImages, held_out_batches, to_device
@@ -82,6 +82,7 @@ class Training:
                 except GoBack as sign:
                     self.guard.go_back(sign.finding)
                     self._save(wait=True)
+                self._obey()
         if self.checkpoints is not None:
             self.checkpoints.settle()
         return self.state.history
@@ -154,13 +155,21 @@ class Training:
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now
             self._look()
-            if self.outside():
-                self.stop.received = self.stop.received or signal.SIGTERM
+        self._obey()
+        if now - self._saved >= 60 * self.config.checkpoint_minutes:
+            self._save()
+
+    def _obey(self) -> None:
+        """Where an end was asked for: takes a checkpoint and ends.
+
+        Raises:
+            Terminated, KeyboardInterrupt: as the request says.
+        """
+        if self.outside():
+            self.stop.received = self.stop.received or signal.SIGTERM
         if self.stop.received is not None:
             self._save(wait=True)
             self.stop.obey()
-        if now - self._saved >= 60 * self.config.checkpoint_minutes:
-            self._save()
 
     def _look(self) -> None:
         if self.telling is None and self.world.size > 1:
@@ -199,8 +208,17 @@ class Training:
             self._save()
 
     def probe(self) -> dict[str, float]:
-        """The averaged weights' accuracies on the held-out images."""
-        return probe(self.state.ema.model, held_out_batches(self.images, self.world.device), self.config, self.world)
+        """The averaged weights' accuracies on the held-out images.
+
+        An end that is asked for meanwhile is not kept waiting: the epoch's last batch is done, so the training will go
+        on with this probe.
+        """
+        batches, told = held_out_batches(self.images, self.world.device), self._probed
+        return probe(self.state.ema.model, batches, self.config, self.world, progress=told)
+
+    def _probed(self, images: int) -> None:
+        """After every batch of a probe."""
+        self._obey()
 
     def _live_look(self, threat: Threat | None) -> dict[str, float]:
         """The accuracies of the weights being trained, on some held-out images."""

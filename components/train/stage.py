@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from components.models import ModelCard
     from components.store.job import StageJob
-    from components.train.checkpoint import CheckpointStore
+    from components.train.checkpoint_store import CheckpointStore, Hands
     from components.train.loop import Training
     from components.train.state import TrainState
     from components.train.telling import Telling
@@ -63,37 +63,43 @@ def parse(job: StageJob) -> TrainConfig:
 
 def work(job: StageJob, world: World, outside: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """What every worker does; only the leading one writes. The result is the same on all of them."""
+    from components.memory import keep_freed_memory
+    from components.train.checkpoint_store import Hands
     from components.train.health import Guard
     from components.train.images import TrainImages
     from components.train.initial import initial_model
     from components.train.loop import Training
     from components.train.state import TrainState
 
+    keep_freed_memory()
     config = parse(job)
     seed = job.spec.seed + config.seed_offset
     images = TrainImages(job, config, world, seed)
     first = initial_model(job, config, images.manifest, seed)
     state = TrainState.start(first.model, first.card.name, config, world)
-    store = _open_checkpoints(job, "checkpoints") if world.leads else None
-    good = _open_checkpoints(job, "good") if world.leads and config.health.goes_back else None
+    hands = Hands() if world.leads else None
+    store = _open_checkpoints(job, "checkpoints", hands) if hands else None
+    good = _open_checkpoints(job, "good", hands) if hands and config.health.goes_back else None
     telling = _open_telling(job, config, state, world) if world.leads else None
     try:
-        _continue(state, store, world)
+        _continue(job, state, store, world)
         if world.leads:
             job.run.log_params({**_params(config, images.counts), "workers_taken": world.size})
-        guard = Guard(config.health, state, world, images.num_classes, images.counts["held_out"], good)
+        guard = Guard(
+            config.health, state, world, images.num_classes, images.counts["held_out"], good, warn=job.run.warn
+        )
         training = Training(config, seed, world, images, state, guard, store, telling, outside=outside)
         training.run()
         return _finish(job, training, first.card)
     finally:
-        for opened in (store, good, telling):
+        for opened in (hands, telling):
             if opened is not None:
                 opened.close()
 
 
-def _open_checkpoints(job: StageJob, name: str) -> CheckpointStore:
+def _open_checkpoints(job: StageJob, name: str, hands: Hands) -> CheckpointStore:
     """The store of resumable states ("checkpoints"), or of states to go back to ("good")."""
-    from components.train.checkpoint import CheckpointStore
+    from components.train.checkpoint_store import CheckpointStore
 
     return CheckpointStore(
         job.run.workdir / name,
@@ -101,6 +107,8 @@ def _open_checkpoints(job: StageJob, name: str) -> CheckpointStore:
         upload=job.run.save,
         fetch=job.run.fetch,
         artifact="checkpoints" if name == "checkpoints" else f"checkpoints/{name}",
+        hands=hands,
+        warn=job.run.warn,
     )
 
 
@@ -113,15 +121,17 @@ def _open_telling(job: StageJob, config: TrainConfig, state: TrainState, world: 
     return Telling(config, job.run, state.model, world.device, state.precision.dtype, world.size, exposition)
 
 
-def _continue(state: TrainState, store: CheckpointStore | None, world: World) -> None:
+def _continue(job: StageJob, state: TrainState, store: CheckpointStore | None, world: World) -> None:
     """Goes on from the newest checkpoint, on all workers from the leading one's."""
     from components.train.resume import share_state
 
     found = store.latest() if store is not None else None
     if found is not None:
         state.restore(found)
-        print(f"continuing from epoch {state.position.epoch + 1}, batch {state.position.batch}", flush=True)
+        job.run.say(f"continuing from epoch {state.position.epoch + 1}, batch {state.position.batch}")
     share_state(state, world, resumed=found is not None)
+    if warning := state.computing.take_over(world):
+        job.run.warn(warning)
 
 
 def _params(config: TrainConfig, counts: dict[str, int]) -> dict[str, object]:

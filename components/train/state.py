@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from components.train.checkpoint import Snapshot
+from components.train.computing import Computing
 from components.train.config import TrainConfig
 from components.train.ema import Ema
 from components.train.meter import Meter
@@ -46,7 +47,8 @@ class HealthState:
 
 @dataclass
 class TrainState:
-    """Model, average, optimizer, scaler, position, the epoch's sums, history, health and the best probe so far."""
+    """Model, average, optimizer, scaler, position, the epoch's sums, history, health, the best probe so far, and the
+    threads and workers that computed it."""
 
     model: nn.Module
     ema: Ema
@@ -58,6 +60,7 @@ class TrainState:
     health: HealthState = field(default_factory=HealthState)
     best: dict[str, Any] = field(default_factory=dict)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    computing: Computing = field(default_factory=Computing)
 
     @classmethod
     def start(cls, model: nn.Module, name: str, config: TrainConfig, world: World) -> TrainState:
@@ -73,7 +76,8 @@ class TrainState:
             fused=True,
         )
         precision = choose_precision(config, world.device)
-        return cls(model, Ema(model, config.ema_decay), optimizer, precision, Meter(world.device))
+        meter = Meter(world.device, scaled=precision.scaler is not None)
+        return cls(model, Ema(model, config.ema_decay), optimizer, precision, meter, computing=Computing.here(world))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Every tensor of the state, by group and name; the live ones."""
@@ -105,6 +109,7 @@ class TrainState:
             "health": vars(self.health),
             "best": self.best,
             "scaler": scaler,
+            "computing": vars(self.computing),
         }
         return Snapshot(copies, copy.deepcopy(facts))
 
@@ -123,6 +128,7 @@ class TrainState:
         self.position = Position(facts["epoch"], facts["batch"], facts["step"])
         self.history, self.best = list(facts["history"]), dict(facts["best"])
         self.health = HealthState(**copy.deepcopy(facts["health"]))
+        self.computing = Computing(**facts["computing"])
         if self.precision.scaler and facts["scaler"]:
             self.precision.scaler.load_state_dict(facts["scaler"])
 

@@ -6,7 +6,6 @@ reads them twice a second at most; nothing here touches the device but the one m
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -31,6 +30,10 @@ class Reporter(Protocol):
 
     def progress(self, *, phase: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         """Live progress."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Something people should know that does not end the stage."""
         ...
 
 
@@ -89,24 +92,22 @@ class Telling:
         )
         self._expose({**figures, **machine}, epoch, epoch * per_epoch + batch)
         if time.monotonic() - self._logged >= 60 * self.config.metrics_minutes:
-            self._log(
-                {f"live_{name}": value for name, value in {**figures, **machine}.items()}, epoch, batch, per_epoch
-            )
+            told = {f"live_{name}": value for name, value in {**figures, **machine}.items()}
+            self._log(told, epoch * per_epoch + batch)
 
-    def _log(self, figures: Figures, epoch: int, batch: int, per_epoch: int) -> None:
+    def _log(self, figures: Figures, step: int) -> None:
         self._logged = time.monotonic()
         try:
-            self.report.log_metrics(figures, step=epoch * per_epoch + batch)
-        except Exception as error:  # a tracking server may be away for a while; the epoch's figures come later
-            print(f"warning: live figures were not logged: {error}", file=sys.stderr, flush=True)
+            self.report.log_metrics(figures, step=step)
+        except Exception as error:  # a tracking server may be away for a while; the history is kept here all the same
+            self.report.warn(f"the figures of step {step} were not logged: {error}")
 
     def epoch(self, entry: Figures, speed: Figures) -> None:
         """The end of an epoch: its entry in the history goes to MLflow, with what the machine did."""
-        figures = {**entry, **self.machine(speed)}
-        step = int(entry["epoch"])
-        self.report.log_metrics({k: v for k, v in figures.items() if k not in ("epoch", "step")}, step=step)
-        self._logged = time.monotonic()
-        self._expose({k: v for k, v in figures.items() if k not in ("epoch", "step")}, step, int(entry["step"]))
+        figures = {k: v for k, v in {**entry, **self.machine(speed)}.items() if k not in ("epoch", "step")}
+        epoch = int(entry["epoch"])
+        self._log(figures, epoch)
+        self._expose(figures, epoch, int(entry["step"]))
 
     def _expose(self, figures: Figures, epochs: int, steps: int) -> None:
         if self.exposition is not None:
@@ -119,16 +120,19 @@ class Telling:
 
 
 def note(figures: Figures, *, attacked: bool) -> str:
-    """One line for people: loss, speed, waiting, memory, gradient and attack."""
-    parts = [
-        f"loss {figures['loss']:.3f}",
-        f"{figures['images_per_s']:.0f} images/s",
+    """One line for people, what matters most first: loss, attack, gradient, waiting, memory, FLOPs.
+
+    Images a second are not in it: the live line has them already.
+    """
+    parts = [f"loss {figures['loss']:.3f}"]
+    if attacked:
+        parts.append(f"attack +{figures['attack_gain']:.2g}, flips {figures['attack_flips']:.0%}")
+    parts += [
+        f"gradient {figures['grad_norm']:.2g}",
         f"waiting {figures['data_wait']:.0%}",
+        f"{figures['memory_gib']:.1f} GiB",
         f"{figures['flops_per_s'] / 1e12:.3g} TFLOP/s",
     ]
     if "flop_utilisation" in figures:
         parts.append(f"{figures['flop_utilisation']:.0%} of peak")
-    parts += [f"{figures['memory_gib']:.1f} GiB", f"gradient {figures['grad_norm']:.2g}"]
-    if attacked:
-        parts.append(f"attack +{figures['attack_gain']:.2g}, flips {figures['attack_flips']:.0%}")
     return ", ".join(parts)

@@ -1,13 +1,18 @@
 """Checkpoints that are torn, damaged or not ours."""
 
 import os
+import shutil
+import threading
+import time
 
 import pytest
 import torch
 
 from components.errors import UserError
 from components.train import checkpoint as room
-from components.train.checkpoint import CheckpointStore, Snapshot, read_checkpoint, write_checkpoint
+from components.train import checkpoint_store as store_room
+from components.train.checkpoint import Snapshot, read_checkpoint, write_checkpoint
+from components.train.checkpoint_store import CheckpointStore, Hands
 from components.train.health import require_finite
 
 MINE = "f" * 64
@@ -41,7 +46,7 @@ def test_comes_back_as_it_was_and_the_previous_one_is_kept(store):
     for step in (1, 2, 10):
         store.save(_snapshot(step), wait=True)
     _same(store.latest(), _snapshot(10))
-    assert len(list(store.folder.iterdir())) == 2
+    assert len(list(store.folder.glob("step-*"))) == 2
 
 
 def test_written_beside_the_training(store):
@@ -90,7 +95,7 @@ def _damage(place, how):
 def test_a_damaged_one_is_refused_aloud_and_the_previous_one_used(store, capsys, how):
     store.save(_snapshot(1), wait=True)
     store.save(_snapshot(2), wait=True)
-    newest = sorted(store.folder.iterdir())[-1]
+    newest = sorted(store.folder.glob("step-*"))[-1]
     _damage(newest, how)
     with pytest.raises(ValueError, match=r"it |model|state"):
         read_checkpoint(newest, MINE)
@@ -108,11 +113,12 @@ def test_a_manifest_cannot_point_outside(store, tmp_path):
         read_checkpoint(place, MINE)
 
 
-def test_nothing_whole_means_a_fresh_start(store):
+def test_nothing_whole_means_a_fresh_start(store, capsys):
     assert store.latest() is None
     store.save(_snapshot(1), wait=True)
-    _damage(next(store.folder.iterdir()), "truncated")
+    _damage(next(store.folder.glob("step-*")), "truncated")
     assert store.latest() is None
+    assert "starts from its beginning" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dies_in", ["save_file", "write_json", "replace"])
@@ -139,28 +145,117 @@ def test_a_failed_write_in_the_thread_is_not_lost(store, monkeypatch):
         store.settle()
 
 
-def test_artifacts_serve_where_the_disk_is_new(tmp_path, capsys):
-    import shutil
+class Remote:
+    """The run's artifacts, in a folder; an upload can be cut off or held up."""
 
-    remote = tmp_path / "remote"
+    def __init__(self, folder):
+        self.folder, self.cut, self.gate, self.done = folder, False, threading.Event(), []
+        self.gate.set()
 
-    def upload(local, artifact):
-        shutil.copytree(local, remote / artifact, dirs_exist_ok=True)
+    def upload(self, local, artifact):
+        self.gate.wait(30)
+        to = self.folder / artifact
+        if local.is_file():
+            shutil.copyfile(local, to)
+            return
+        for number, file in enumerate(sorted(local.iterdir())):
+            if self.cut and number:
+                raise ConnectionError("cut off")
+            to.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, to / file.name)
+        self.done.append(local.name)
 
-    def fetch(artifact, to):
-        return shutil.copytree(remote / artifact, to) if (remote / artifact).exists() else None
+    def fetch(self, artifact, to):
+        found = self.folder / artifact
+        if not found.exists():
+            return None
+        to.parent.mkdir(parents=True, exist_ok=True)
+        return shutil.copytree(found, to) if found.is_dir() else shutil.copyfile(found, to)
 
-    first = CheckpointStore(tmp_path / "one", MINE, upload=upload, fetch=fetch)
-    for step in (1, 2, 3):
-        first.save(_snapshot(step), wait=True)
-    first.close()
-    second = CheckpointStore(tmp_path / "two", MINE, upload=upload, fetch=fetch)
-    _same(second.latest(), _snapshot(3))
-    newest = max(remote.glob("checkpoints/*"), key=lambda p: read_checkpoint(p, MINE).step)
+    def store(self, disk):
+        return CheckpointStore(disk, MINE, upload=self.upload, fetch=self.fetch)
+
+
+@pytest.fixture
+def remote(tmp_path):
+    return Remote(tmp_path / "remote")
+
+
+def _life(remote, disk, *steps):
+    """One machine's training: what it finds, and then its checkpoints."""
+    store = remote.store(disk)
+    found = store.latest()
+    for step in steps:
+        store.save(_snapshot(step), wait=True)
+        store._hands.copy.submit(lambda: None).result()
+    store.close()
+    return found
+
+
+def test_artifacts_serve_where_the_disk_is_new(remote, tmp_path, capsys):
+    _life(remote, tmp_path / "one", 1, 2, 3)
+    _same(_life(remote, tmp_path / "two"), _snapshot(3))
+    newest = max(remote.folder.glob("checkpoints/?"), key=lambda p: read_checkpoint(p, MINE).step)
     _damage(newest, "flipped bit")
-    _same(second.latest(), _snapshot(2))
+    _same(_life(remote, tmp_path / "three"), _snapshot(2))
     assert "is not used" in capsys.readouterr().err
-    second.close()
+
+
+@pytest.mark.parametrize("written", ["", '{"place": "c"}', None], ids=["empty", "another word", "missing"])
+def test_without_a_word_of_which_copy_is_whole_the_newer_one_counts(remote, tmp_path, written):
+    _life(remote, tmp_path / "one", 1, 2)
+    said = remote.folder / "checkpoints" / "latest.json"
+    said.unlink()
+    if written is not None:
+        said.write_text(written)
+    _same(_life(remote, tmp_path / "two", 3), _snapshot(2))
+    remote.cut = True
+    _same(_life(remote, tmp_path / "three", 4), _snapshot(3))
+    _same(_life(remote, tmp_path / "four"), _snapshot(3))
+
+
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_an_upload_cut_off_in_any_life_leaves_the_copy_before(remote, tmp_path, before):
+    """Each life has a new disk, so that only the artifacts can tell the next one where to go on."""
+    for step in range(1, before + 1):
+        _life(remote, tmp_path / f"life-{step}", step)
+    remote.cut = True
+    _same(_life(remote, tmp_path / "cut", 8, 9), _snapshot(before))
+    remote.cut = False
+    _same(_life(remote, tmp_path / "next", 10), _snapshot(before))
+    _same(_life(remote, tmp_path / "last"), _snapshot(10))
+
+
+def test_a_checkpoint_is_on_disk_before_any_upload_has_ended(remote, tmp_path):
+    """A machine that is told to end has seconds; the network may take minutes."""
+    remote.gate.clear()
+    store = remote.store(tmp_path / "disk")
+    for step in (1, 2, 3, 4):
+        store.save(_snapshot(step), wait=True)
+    _same(remote.store(tmp_path / "disk").latest(), _snapshot(4))
+    assert remote.done == []
+    remote.gate.set()
+    store.close()
+    assert [name[:14] for name in remote.done] == ["step-000000001", "step-000000004"], "the newest, not each"
+
+
+def test_stores_that_share_their_threads_write_in_the_order_they_were_asked(tmp_path, monkeypatch):
+    """A state to go back to must lie on disk before any checkpoint that was taken after it."""
+    order, plain = [], store_room.write_checkpoint
+
+    def slow_for_good(folder, *args):
+        if folder.name == "good":
+            time.sleep(0.2)
+        order.append(folder.name)
+        return plain(folder, *args)
+
+    monkeypatch.setattr(store_room, "write_checkpoint", slow_for_good)
+    hands = Hands()
+    good, usual = (CheckpointStore(tmp_path / name, MINE, hands=hands) for name in ("good", "usual"))
+    good.save(_snapshot(1))
+    usual.save(_snapshot(1), wait=True)
+    assert order == ["good", "usual"]
+    hands.close()
 
 
 def test_an_upload_that_fails_is_said_and_survived(tmp_path, capsys):
@@ -169,9 +264,9 @@ def test_an_upload_that_fails_is_said_and_survived(tmp_path, capsys):
 
     store = CheckpointStore(tmp_path, MINE, upload=upload)
     store.save(_snapshot(1), wait=True)
+    store.close()
     assert "the server is away" in capsys.readouterr().err
     _same(store.latest(), _snapshot(1))
-    store.close()
 
 
 def test_figures_that_are_no_numbers_stop_the_training():

@@ -8,29 +8,43 @@ import torch
 
 from components.errors import UserError
 from components.store.job import Terminated
-from components.train.checkpoint import CheckpointStore, Snapshot
+from components.train.checkpoint import Snapshot
+from components.train.checkpoint_store import CheckpointStore
 from components.train.loop import Training
 from tests.small_training import encoded, job, train
 
 BACK = {"on_non_finite": "back"}
-PER_EPOCH = 5
+PER_EPOCH, EPOCHS, GOOD = 10, 5, 3
+LEARNING = {
+    "epochs": EPOCHS,
+    "batch_size": 32,
+    "lr": 6e-3,
+    "ema_decay": 0.5,
+    "model": {"name": "convnext_micro", "stem": "conv", "kwargs": {"depths": [1, 1, 1, 1], "ls_init_value": 0.1}},
+    "probe": {"every": 1, "images": 80, "fraction": 0.2},
+    "health": BACK,
+}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return encoded(tmp_path_factory.mktemp("digits"))
+    return encoded(tmp_path_factory.mktemp("digits"), limit_train=400)
+
+
+def bursting(patch):
+    """A learning rate that bursts after the third epoch's probe, until it has been made smaller once."""
+    plain = Training.lr
+
+    def lr(self, at):
+        bursts = GOOD + 0.3 < at < GOOD + 0.7 and self.state.health.lr_scale == 1.0
+        return 1e30 if bursts else plain(self, at)
+
+    patch.setattr(Training, "lr", lr)
 
 
 @pytest.fixture
 def burst(monkeypatch):
-    """A learning rate that bursts in the middle of the second epoch, until it has been made smaller once."""
-    plain = Training.lr
-
-    def lr(self, at):
-        bursts = 1.3 < at < 1.7 and self.state.health.lr_scale == 1.0
-        return 1e30 if bursts else plain(self, at)
-
-    monkeypatch.setattr(Training, "lr", lr)
+    bursting(monkeypatch)
 
 
 def _weights(made):
@@ -51,27 +65,40 @@ def _interrupt(monkeypatch, *, step, backs):
     monkeypatch.setattr(Training, "_step", watched)
 
 
-@pytest.fixture
-def whole(data, tmp_path, burst):
-    made = job(data, tmp_path / "whole", epochs=3, health=BACK)
-    return train(made), _weights(made)
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The training that nobody disturbs but its own burst, and its weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        bursting(patch)
+        made = job(data, tmp_path_factory.mktemp("whole"), **LEARNING)
+        return train(made), _weights(made)
 
 
-def test_it_returns_to_the_last_good_probe(whole):
-    result, _ = whole
+def test_it_returns_to_the_last_good_probe(data, tmp_path, burst, capsys):
+    result = train(job(data, tmp_path, **LEARNING))
     event = result["health"]["events"][0]
-    assert (event["epoch"], event["signature"], event["action"], event["lr_scale"]) == (2, "non_finite", "back", 0.5)
+    said = (event["epoch"], event["signature"], event["action"], event["lr_scale"])
+    assert said == (GOOD + 1, "non_finite", "back", 0.5)
+    assert f"going back to the end of epoch {GOOD}" in capsys.readouterr().err
     assert result["health"]["went_back"] == 1
-    assert result["steps"] == 3 * PER_EPOCH
+    assert result["steps"] == EPOCHS * PER_EPOCH
 
 
 @pytest.mark.parametrize(
-    ("step", "backs"), [(2, 0), (PER_EPOCH, 0), (PER_EPOCH + 1, 0), (PER_EPOCH + 1, 1), (PER_EPOCH + 3, 1), (12, 1)]
+    ("step", "backs"),
+    [
+        (2, 0),
+        (GOOD * PER_EPOCH, 0),
+        (GOOD * PER_EPOCH + 1, 0),
+        (GOOD * PER_EPOCH + 1, 1),
+        (GOOD * PER_EPOCH + 3, 1),
+        (EPOCHS * PER_EPOCH - 2, 1),
+    ],
 )
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "on another machine"])
-def test_interrupted_before_or_after_it_ends_with_the_same_bits(data, whole, tmp_path, step, backs, elsewhere):
+def test_interrupted_before_or_after_it_ends_with_the_same_bits(data, whole, tmp_path, burst, step, backs, elsewhere):
     expected, weights = whole
-    made = job(data, tmp_path / "cut", epochs=3, health=BACK)
+    made = job(data, tmp_path / "cut", **LEARNING)
     with pytest.MonkeyPatch.context() as patch:
         _interrupt(patch, step=step, backs=backs)
         with pytest.raises(Terminated):
@@ -97,7 +124,7 @@ def test_it_stops_after_so_many_times(data, tmp_path, capsys):
 def test_without_a_good_state_it_stops(data, tmp_path, burst, monkeypatch):
     monkeypatch.setattr(CheckpointStore, "latest", lambda self: None)
     with pytest.raises(UserError, match="no good state is left"):
-        train(job(data, tmp_path, health=BACK))
+        train(job(data, tmp_path, **LEARNING))
 
 
 def test_a_checkpoint_after_going_back_is_newer_than_a_later_step_before_it(tmp_path):
@@ -112,5 +139,5 @@ def test_a_checkpoint_after_going_back_is_newer_than_a_later_step_before_it(tmp_
         newest = store.latest()
         assert newest is not None
         assert (newest.step, newest.backs) == (step, backs)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("step-*"))) == 2
     store.close()

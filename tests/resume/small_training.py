@@ -1,6 +1,7 @@
 """A small training stage whose run keeps everything in folders: what the resume tests interrupt."""
 
 import shutil
+import sys
 from types import SimpleNamespace
 
 from components.store.job import StageJob, StageSpec
@@ -33,6 +34,12 @@ class Run:
     def progress(self, **facts):
         pass
 
+    def say(self, text):
+        print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text):
+        self.say(f"warning: {text}")
+
     def save(self, local, artifact):
         target = self.artifacts / artifact
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +47,9 @@ class Run:
 
     def fetch(self, artifact, to):
         found = self.artifacts / artifact
-        return shutil.copytree(found, to, dirs_exist_ok=True) if found.exists() else None
+        if found.is_dir():
+            return shutil.copytree(found, to, dirs_exist_ok=True)
+        return shutil.copyfile(found, to) if found.exists() else None
 
 
 def config_of(attack, **change):
@@ -48,7 +57,11 @@ def config_of(attack, **change):
     settings = {
         "data": "digits",
         "init": "random",
-        "model": {"name": "convnext_micro", "stem": "conv", "kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
+        "model": {
+            "name": "convnext_micro",
+            "stem": "conv",
+            "kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "ls_init_value": 1.0},
+        },
         "resolution": 32,
         "epochs": 2,
         "batch_size": 16,
@@ -86,7 +99,10 @@ def same(one, other):
         for name, tensor in tensors.items():
             assert torch.equal(one.tensors[group][name], tensor), f"{group}/{name}"
     assert _untimed(one) == _untimed(other)
-    places = [{k: snapshot.facts[k] for k in ("epoch", "batch", "step", "best")} for snapshot in (one, other)]
+    places = [
+        {k: snapshot.facts[k] for k in ("epoch", "batch", "step", "best", "health", "scaler", "computing")}
+        for snapshot in (one, other)
+    ]
     assert places[0] == places[1]
 
 

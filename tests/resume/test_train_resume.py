@@ -13,7 +13,7 @@ from components.train import stage
 from components.train.config import CONFIGS
 from components.train.loop import Training
 from components.train.world import World
-from tests.resume.small_training import ATTACKS, PER_EPOCH, config_of, job_of, same
+from tests.resume.small_training import ATTACKS, PER_EPOCH, Run, config_of, job_of, same
 
 
 def _train(monkeypatch, job, before_step=None):
@@ -106,8 +106,9 @@ def test_stopped_twice(data, whole, tmp_path, monkeypatch):
     same(_train(monkeypatch, job_of(data, tmp_path, "adversarial"))[0], whole("adversarial")[0])
 
 
+@pytest.mark.parametrize("attack", ["clean", "adversarial"])
 @pytest.mark.parametrize("dies_in", ["save_file", "write_json"])
-def test_killed_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch, dies_in):
+def test_killed_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch, attack, dies_in):
     with monkeypatch.context() as patch:
         plain, calls = getattr(checkpoint_room, dies_in), []
 
@@ -119,8 +120,106 @@ def test_killed_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch
 
         patch.setattr(checkpoint_room, dies_in, dies)
         with pytest.raises(Killed):
-            _train(monkeypatch, job_of(data, tmp_path, "clean", checkpoint_minutes=0))
-    same(_train(monkeypatch, job_of(data, tmp_path, "clean", checkpoint_minutes=0))[0], whole("clean")[0])
+            _train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_minutes=0))
+    same(_train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_minutes=0))[0], whole(attack)[0])
+
+
+@pytest.mark.parametrize("attack", ["clean", "adversarial"])
+@pytest.mark.parametrize("disk", ["kept", "new"])
+def test_killed_while_a_checkpoint_is_uploaded(data, whole, tmp_path, monkeypatch, attack, disk):
+    """The process dies in the middle of the third copy; on a new disk only the copy before is left."""
+    plain, copies = Run.save, []
+
+    def dies(run, local, artifact):
+        if local.is_dir() and artifact.startswith("checkpoints"):
+            copies.append(artifact)
+            if len(copies) >= 3:
+                (run.artifacts / artifact / "model.safetensors").write_bytes(b"half")
+                raise Killed
+        plain(run, local, artifact)
+
+    def ends_with_it(training):
+        if len(copies) >= 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", dies)
+        with pytest.raises(Killed):
+            _train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_minutes=0), _after_a_pause(ends_with_it))
+    if disk == "new":
+        shutil.rmtree(tmp_path / "work")
+    steps = []
+    resumed, _ = _train(monkeypatch, job_of(data, tmp_path, attack), lambda t: steps.append(t.state.position.step))
+    same(resumed, whole(attack)[0])
+    assert steps[0] > 0, "it went on and did not start over"
+
+
+def _after_a_pause(check):
+    """The copying thread has its turn before every step."""
+
+    def before_step(training):
+        training.checkpoints._hands.copy.submit(lambda: None).result()
+        check(training)
+
+    return before_step
+
+
+def test_it_goes_on_with_the_threads_it_began_with(data, whole, tmp_path, monkeypatch):
+    """Sums over threads depend on their number, and the machine that continues may have more or fewer cores."""
+    torch.set_num_threads(1)
+    with pytest.raises(Terminated):
+        _train(monkeypatch, job_of(data, tmp_path, "clean"), _asked_to_stop_after(3))
+    torch.set_num_threads(2)
+    try:
+        resumed, _ = _train(monkeypatch, job_of(data, tmp_path, "clean"))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+    same(resumed, whole("clean")[0])
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_request_to_end_during_a_probe_is_obeyed_at_once(data, whole, tmp_path, monkeypatch, epoch):
+    from components.train import loop
+
+    plain, probed = loop.probe, []
+
+    def asked_meanwhile(model, batches, config, world, *, progress):
+        def told(images):
+            probed.append(images)
+            if asking["training"].state.position.epoch == epoch - 1:
+                asking["training"].stop.received = signal.SIGTERM
+            progress(images)
+
+        return plain(model, batches, config, world, progress=told)
+
+    asking = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "probe", asked_meanwhile)
+        with pytest.raises(Terminated):
+            _train(monkeypatch, job_of(data, tmp_path, "clean"), lambda t: asking.update(training=t))
+    state = json.loads(sorted((tmp_path / "work" / "checkpoints").glob("step-*/state.json"))[-1].read_text())
+    assert (state["epoch"], state["batch"], len(state["history"])) == (epoch - 1, PER_EPOCH, epoch - 1)
+    same(_train(monkeypatch, job_of(data, tmp_path, "clean"))[0], whole("clean")[0])
+
+
+def test_half_precision_with_a_loss_scaler_goes_on_exactly(data, tmp_path, monkeypatch):
+    """Its scale starts so high that the first steps overflow and are left out."""
+    from components.train import state
+
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(state.torch.amp, "GradScaler", lambda device: scaler(device, init_scale=2.0**40))
+    torch.set_num_threads(1)
+    change = {"precision": "fp16"}
+    expected, result = _train(monkeypatch, job_of(data, tmp_path / "whole", "adversarial", **change))
+    assert expected.facts["scaler"]["scale"] < 2.0**40
+    first = expected.facts["history"][0]
+    assert 0 < first["left_out"] <= 1
+    with pytest.raises(Terminated):
+        _train(monkeypatch, job_of(data, tmp_path, "adversarial", **change), _asked_to_stop_after(3))
+    resumed, again = _train(monkeypatch, job_of(data, tmp_path, "adversarial", **change))
+    same(resumed, expected)
+    assert again == result
 
 
 def test_from_artifacts_on_another_machine(data, whole, tmp_path, monkeypatch):
@@ -137,7 +236,7 @@ def test_a_damaged_checkpoint_costs_work_but_no_bits(data, whole, tmp_path, monk
     with pytest.raises(Terminated):
         _train(monkeypatch, job_of(data, tmp_path, "clean"), _asked_to_stop_after(7))
     shutil.rmtree(tmp_path / "artifacts")
-    newest = sorted((tmp_path / "work" / "checkpoints").iterdir())[-1]
+    newest = sorted((tmp_path / "work" / "checkpoints").glob("step-*"))[-1]
     (newest / "optimizer.safetensors").write_bytes(b"torn")
     steps = []
     resumed, _ = _train(monkeypatch, job_of(data, tmp_path, "clean"), lambda t: steps.append(t.state.position.step))
@@ -148,7 +247,7 @@ def test_a_damaged_checkpoint_costs_work_but_no_bits(data, whole, tmp_path, monk
 
 def test_checkpoints_more_or_less_often_change_nothing(data, whole, tmp_path, monkeypatch):
     often, _ = _train(monkeypatch, job_of(data, tmp_path, "clean", checkpoint_minutes=0))
-    assert len(list((tmp_path / "work" / "checkpoints").iterdir())) == 2
+    assert len(list((tmp_path / "work" / "checkpoints").glob("step-*"))) == 2
     same(often, whole("clean")[0])
 
 
@@ -183,7 +282,7 @@ def test_signals_reach_the_loop(data, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         _train(monkeypatch, job_of(data, tmp_path, "clean"), send)
     assert signal.getsignal(signal.SIGINT) is before
-    state = json.loads(next((tmp_path / "work" / "checkpoints").glob("*/state.json")).read_text())
+    state = json.loads(next((tmp_path / "work" / "checkpoints").glob("step-*/state.json")).read_text())
     assert (state["step"], state["batch"]) == (3, 3)
 
 

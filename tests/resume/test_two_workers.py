@@ -6,7 +6,7 @@ import pytest
 
 from components.train import checkpoint as checkpoint_room
 from tests.resume.pair import DONE, STOPPED, Pair, die
-from tests.resume.small_training import PER_EPOCH, Run, same
+from tests.resume.small_training import PER_EPOCH, same
 
 STEPS = 2 * PER_EPOCH
 
@@ -43,16 +43,18 @@ def killed_in_write(training):
 
 def killed_in_upload(training):
     """The leading worker dies while the second checkpoint is on its way to the store."""
-    plain, calls = Run.save, []
-
-    def dies(run, local, artifact):
-        calls.append(artifact)
-        if len(calls) > 1:
-            die()
-        plain(run, local, artifact)
-
+    store = training.checkpoints
     if training.state.position.step == 0:
-        Run.save = dies
+        plain, copies = store._copies._upload, []
+
+        def dies(local, artifact):
+            copies.append(artifact)
+            if copies.count("checkpoints/a") + copies.count("checkpoints/b") > 1:
+                die()
+            plain(local, artifact)
+
+        store._copies._upload = dies
+    store._hands.copy.submit(lambda: None).result()  # the copying thread has its turn before every step
 
 
 INTERRUPTIONS = {
@@ -92,6 +94,37 @@ def test_ends_with_the_same_bits(data, whole, tmp_path, attack, interruption):
     same(pair.final(), whole(attack))
     if code == STOPPED:
         assert pair.steps_taken() < STEPS, "it went on and did not start over"
+
+
+@pytest.mark.parametrize("begins_with", [1, 2])
+def test_goes_on_with_another_number_of_workers(data, whole, tmp_path, monkeypatch, capfd, begins_with):
+    """A cluster that shrank or grew: the same batches and schedule, other sums."""
+    import torch
+
+    from components.store.job import Terminated
+    from tests.resume.small_training import job_of
+    from tests.resume.test_train_resume import _train
+
+    torch.set_num_threads(1)
+    pair, stop = Pair(data, tmp_path, "adversarial"), asked_to_stop_after(PER_EPOCH + 2)
+    if begins_with == 2:
+        assert pair.run(stop)[0] == STOPPED
+        steps = []
+        final, _ = _train(
+            monkeypatch, job_of(data, tmp_path, "adversarial"), lambda t: steps.append(t.state.position.step)
+        )
+        assert steps[0] == PER_EPOCH + 2
+    else:
+        with pytest.raises(Terminated):
+            _train(monkeypatch, job_of(data, tmp_path, "adversarial"), stop)
+        assert pair.run() == [DONE, DONE]
+        assert pair.steps_taken() == STEPS - PER_EPOCH - 2
+        final = pair.final()
+    assert f"began with {begins_with} workers and goes on with {3 - begins_with}" in capfd.readouterr().err
+    for one, two in zip(final.facts["history"], whole("adversarial").facts["history"], strict=True):
+        assert (one["step"], one["lr"]) == (two["step"], two["lr"])
+        for figure in ("loss", "grad_norm", "attack_gain"):
+            assert one[figure] == pytest.approx(two[figure], rel=1e-3), figure
 
 
 def test_two_workers_compute_what_one_does_but_for_rounding(data, whole, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ ALLOWED = {
             "errors",
             "cores",
             "fingerprint",
+            "memory",
             "radius",
             "launch",
             "store",
@@ -34,6 +35,7 @@ ALLOWED = {
     "statistics": {"statistics"},
     "errors": {"errors"},
     "cores": {"cores"},
+    "memory": {"memory"},
     "fingerprint": {"fingerprint", "errors"},
     "radius": {"radius"},
 }
@@ -93,7 +95,7 @@ def breaches(path, names):
 def _component_breach(relative, room, parts):
     other, is_config = parts[1], len(parts) > 2 and parts[2] == "config"
     if room == "pipeline":
-        if other not in {"errors", "cores", "fingerprint", "store", "launch", "statistics"} and not (
+        if other not in {"errors", "cores", "memory", "fingerprint", "store", "launch", "statistics"} and not (
             other in STAGE_ROOMS and is_config
         ):
             yield f"{relative} imports {'.'.join(parts)}"
