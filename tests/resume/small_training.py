@@ -85,7 +85,10 @@ def config_of(attack, **change):
 
 
 def job_of(data, folder, attack, **change):
-    kind, config = config_of(attack, **change)
+    return job_from(data, folder, *config_of(attack, **change))
+
+
+def job_from(data, folder, kind, config):
     spec = StageSpec(name=kind, kind=kind, config=config, seed=3, fingerprint="a" * 64)
     return StageJob(spec, {"data": SimpleNamespace(path=lambda name: data.manifest / name)}, Run(folder), data.objects)
 
