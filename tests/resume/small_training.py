@@ -52,8 +52,8 @@ class Run:
         return shutil.copyfile(found, to) if found.exists() else None
 
 
-def config_of(attack, **change):
-    kind = "pretrain" if ATTACKS[attack] is None else "adversarial"
+def config_of(which, **change):
+    kind = "pretrain" if ATTACKS[which] is None else "adversarial"
     settings = {
         "data": "digits",
         "init": "random",
@@ -78,14 +78,14 @@ def config_of(attack, **change):
         "device": "cpu",
         "loader": "native",
         "threads": 1,
-        **({"attack": ATTACKS[attack]} if ATTACKS[attack] else {}),
+        **({"attack": ATTACKS[which]} if ATTACKS[which] else {}),
         **change,
     }
     return kind, CONFIGS[kind].model_validate(settings).model_dump(mode="json")
 
 
-def job_of(data, folder, attack, **change):
-    return job_from(data, folder, *config_of(attack, **change))
+def job_of(data, folder, which, **change):
+    return job_from(data, folder, *config_of(which, **change))
 
 
 def job_from(data, folder, kind, config):
