@@ -6,14 +6,13 @@ Kept light (pydantic and the standard library): planning a run needs both and mu
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from components.data.files import digest_of_files
 from components.errors import UserError
 from components.fingerprint import NO_FINGERPRINT
 
@@ -26,7 +25,7 @@ TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 S3 = "s3://"
 
 ListPrefix = Callable[[str], Iterable[tuple[str, int, str]]]
-"""Lists (key, size, ETag) of every object below an `s3://` address."""
+"""Lists (name below the address, size, ETag) of every object below an `s3://` address."""
 
 
 class EncodeConfig(BaseModel):
@@ -34,13 +33,22 @@ class EncodeConfig(BaseModel):
 
     The source is `digits`, `shapes`, a folder in ImageNet layout (`train/<class>/*` and, if there, `val/<class>/*`),
     a tar archive of such a folder, or an `s3://bucket/prefix` that holds one.
+
+    What counts is the images: neither the place they lie in nor the name of the set is part of the fingerprint. So a
+    set that was moved or renamed is not encoded again, and results go on under the name it was encoded with first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: str = Field(min_length=1, description="digits | shapes | folder | tar archive | s3://bucket/prefix")
+    source: str = Field(
+        min_length=1,
+        json_schema_extra=NO_FINGERPRINT,  # `source_digest` stands for it
+        description="digits | shapes | folder | tar archive | s3://bucket/prefix",
+    )
     name: str | None = Field(
-        default=None, description="name of the data set in tables; default: the source's last part"
+        default=None,
+        json_schema_extra=NO_FINGERPRINT,
+        description="name of the data set in tables; default: the source's last part",
     )
     side: int = Field(
         default=256, ge=8, le=4096, description="pixels; a longer shorter side is shrunk to it, never enlarged"
@@ -95,12 +103,12 @@ def _last_part(source: str) -> str:
 def source_digest(config: EncodeConfig, *, cache: Path | None = None, list_prefix: ListPrefix | None = None) -> str:
     """What the source's bytes are, as one short string for the fingerprint.
 
-    A built-in set: its version. A folder or an archive: sha256 over the names and contents of all its files; `cache`
-    (a folder) keeps that by names, sizes and times, so that an unchanged source is not read twice. An `s3://` address:
-    sha256 over keys, sizes and ETags as `list_prefix` reports them.
+    A built-in set: its version. A folder: sha256 over the names and contents of all its files; an archive: its content.
+    `cache` (a folder) keeps that by place, names, sizes, inodes and times, so that an unchanged source is not read
+    twice. An `s3://` address: sha256 over names, sizes and ETags as `list_prefix` reports them.
 
     Raises:
-        UserError: the source does not exist, or it is on S3 and `list_prefix` is not given.
+        UserError: the source does not exist or cannot be read, or it is on S3 and `list_prefix` is not given.
     """
     if config.source in BUILT_IN:
         return BUILT_IN[config.source]
@@ -115,50 +123,13 @@ def source_digest(config: EncodeConfig, *, cache: Path | None = None, list_prefi
             value=config.source,
             remedy=f"name an existing folder or archive, an s3:// address, or one of: {known}",
         )
-    return _cached_digest(root, cache)
+    return digest_of_files(root, cache)
 
 
 def _s3_digest(source: str, list_prefix: ListPrefix | None) -> str:
     if list_prefix is None:
         raise UserError("the bucket cannot be listed from here", where="source", value=source, remedy="use a folder")
     sha = hashlib.sha256()
-    for key, size, etag in sorted(list_prefix(source)):
-        sha.update(f"{key}\0{size}\0{etag}\n".encode())
+    for name, size, etag in sorted(list_prefix(source)):
+        sha.update(f"{name}\0{size}\0{etag}\n".encode())
     return sha.hexdigest()
-
-
-def _cached_digest(root: Path, cache: Path | None) -> str:
-    files = list(_files(root))
-    seen = hashlib.sha256()
-    for name, path in files:
-        stat = path.stat()
-        seen.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    kept = cache / "source-digests" / f"{seen.hexdigest()}.json" if cache else None
-    if kept and kept.is_file():
-        return json.loads(kept.read_text())["sha256"]
-    digest = _content_digest(files)
-    if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps({"source": str(root), "files": len(files), "sha256": digest}))
-        os.replace(part, kept)
-    return digest
-
-
-def _files(root: Path) -> Iterator[tuple[str, Path]]:
-    if root.is_file():
-        yield root.name, root
-        return
-    for folder, names, files in os.walk(root, followlinks=True):
-        names.sort()
-        for file in sorted(files):
-            path = Path(folder, file)
-            yield path.relative_to(root).as_posix(), path
-
-
-def _content_digest(files: list[tuple[str, Path]]) -> str:
-    whole = hashlib.sha256()
-    for name, path in files:
-        with path.open("rb") as file:
-            whole.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()

@@ -15,6 +15,7 @@ from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
 
+from components.cores import stage_cores
 from components.data.beton_format import DEFAULT_PAGE_SIZE, EncodedImage
 from components.data.beton_writer import BetonWriter
 from components.data.encode_image import EncodeSettings, ImageItem, Unreadable, encode_chunk
@@ -44,13 +45,13 @@ def encode_split(
     Args:
         items: at least one image.
         path: the finished file; it appears whole or not at all.
-        workers: encoding processes; 1 works in this process, 0 takes as many as the cores and the set are worth.
+        workers: encoding processes; 1 works in this process, 0: as many as the stage's cores and the set are worth.
         progress: called with (images done, images in all).
 
     Raises:
         UserError: an image cannot be read (it is named), an encoding process died, or no space is left.
     """
-    count = workers or max(1, min(os.cpu_count() or 1, len(items) // WORTH_A_PROCESS))
+    count = workers or max(1, min(stage_cores(), len(items) // WORTH_A_PROCESS))
     chunks = [list(items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
     encoded = _in_processes(chunks, settings, count) if count > 1 else _here(chunks, settings)
     done = 0

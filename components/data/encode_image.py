@@ -21,6 +21,9 @@ from components.data.jpeg import decode_jpeg, jpeg_size
 
 Pixels = npt.NDArray[np.uint8]
 
+_NO_RANGE = {"I": "32-bit integers", "F": "floating-point numbers"}
+"""Modes of Pillow whose values do not say what is black and what is white."""
+
 
 class ImageItem(NamedTuple):
     """One image of a source and the number of its class."""
@@ -84,12 +87,30 @@ def encode_pixels(pixels: Pixels, label: int, settings: EncodeSettings) -> Encod
 
 
 def read_rgb(content: bytes) -> Pixels:
-    """The pixels of an image file, uint8 (height, width, 3) RGB; EXIF orientation is not applied (as in ImageNet)."""
+    """The pixels of an image file, uint8 (height, width, 3) RGB; EXIF orientation is not applied (as in ImageNet).
+
+    Grey of 16 bits is scaled to 8.
+
+    Raises:
+        OSError, ValueError: it cannot be read as an image, or its values have no known range.
+    """
     with warnings.catch_warnings():
         # Pillow only warns about an image of up to 179 million pixels and about odd metadata; both are harmless here.
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(content)) as image:
+            if image.mode.startswith("I;16"):
+                return _grey16(np.array(image))
+            if image.mode in _NO_RANGE:
+                raise ValueError(
+                    f"its pixels are {_NO_RANGE[image.mode]} without a known range; save it with 8 or 16 bits"
+                )
             return np.array(image.convert("RGB"))
+
+
+def _grey16(values: npt.NDArray[np.uint16]) -> Pixels:
+    """65535 becomes 255; Pillow's own conversion (13.0) cuts everything above 255 off."""
+    grey = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def shrunk(pixels: Pixels, side: int) -> Pixels:

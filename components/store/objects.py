@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import urllib.parse
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
+from components.store.bucket import bucket_and_key, s3_client, s3_explained
+from components.store.bucket import fetch_prefix as fetch_prefix
+from components.store.bucket import list_prefix as list_prefix
 from components.store.claims import claim
 from components.store.digests import FileDigest, differs, digest_file
+from components.store.verified import Verified
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class ObjectStore:
 
     Args:
         uri: a folder, or `s3://bucket/prefix`.
-        cache: a local folder for downloads; only used with S3.
+        cache: a local folder for downloads (with S3) and for notes of what was verified (without).
 
     Attributes:
         stored: what was put here through this store, in order; part of the outputs of the stage that did it.
@@ -43,6 +45,7 @@ class ObjectStore:
         self.uri, self.cache = uri.rstrip("/"), cache
         self.stored: list[ObjectRef] = []
         self._client: Any = None
+        self._verified = Verified(cache / "verified")
 
     def put(self, local: Path, key: str) -> ObjectRef:
         """Stores a file. The object appears whole or not at all; an equal one already there is kept."""
@@ -51,8 +54,10 @@ class ObjectStore:
         ref = ObjectRef(uri, *digest)
         if self._bucket_of(uri):
             self._upload(local, uri, digest)
-        elif differs(Path(uri), digest):
-            _copy_whole(local, Path(uri))
+        else:
+            if differs(Path(uri), digest):
+                _copy_whole(local, Path(uri))
+            self._verified.note(Path(uri), digest)
         self.stored.append(ref)
         return ref
 
@@ -60,30 +65,44 @@ class ObjectStore:
         """A local path with the object's bytes, verified against its digest.
 
         Raises:
-            UserError: the object is missing or is not what was stored.
+            UserError: the object is missing or is not what was stored, or S3 cannot be asked.
         """
         path = Path(ref.uri)
         if self._bucket_of(ref.uri):
             path = self._download(ref)
         problem = differs(path, FileDigest(ref.size, ref.sha256))
         if problem:
+            self._verified.forget(path)
             raise UserError(
-                problem, where=ref.uri, remedy="run the encode stage again: `robustrain run RECIPE --again encode`"
+                problem, where=ref.uri, remedy="start the same command again: the stage that makes it will run again"
             )
         return path
 
-    def holds(self, ref: ObjectRef) -> bool:
-        """Whether an object of that size is there; the digest is checked when it is read."""
+    def holds(self, ref: ObjectRef, deep: bool = False) -> bool:
+        """Whether an object of that size is there.
+
+        Args:
+            deep: and of that sha256. A file that has not changed since it was last read is not read again; of an object
+                in S3 the sha256 is asked for that was stored with it.
+
+        Raises:
+            UserError: S3 cannot be asked.
+        """
         if not self._bucket_of(ref.uri):
-            return Path(ref.uri).is_file() and Path(ref.uri).stat().st_size == ref.size
-        bucket, key = _split(ref.uri)
+            path = Path(ref.uri)
+            right = path.is_file() and path.stat().st_size == ref.size
+            return right and not (deep and self._verified.differs(path, FileDigest(ref.size, ref.sha256)))
+        bucket, key = bucket_and_key(ref.uri)
         try:
-            return self._s3().head_object(Bucket=bucket, Key=key)["ContentLength"] == ref.size
-        except self._s3().exceptions.ClientError:
+            with s3_explained(ref.uri):
+                head = self._s3().head_object(Bucket=bucket, Key=key)
+        except KeyError:
             return False
+        known = head.get("Metadata", {}).get("sha256", ref.sha256)
+        return head["ContentLength"] == ref.size and not (deep and known != ref.sha256)
 
     def _bucket_of(self, uri: str) -> str:
-        return _split(uri)[0] if uri.startswith("s3://") else ""
+        return bucket_and_key(uri)[0] if uri.startswith("s3://") else ""
 
     def _s3(self) -> Any:
         if self._client is None:
@@ -91,62 +110,24 @@ class ObjectStore:
         return self._client
 
     def _upload(self, local: Path, uri: str, digest: FileDigest) -> None:
-        bucket, key = _split(uri)
+        bucket, key = bucket_and_key(uri)
         extra = {"Metadata": {"sha256": digest.sha256}}
-        self._s3().upload_file(str(local), bucket, key, ExtraArgs=extra)
+        with s3_explained(uri):
+            self._s3().upload_file(str(local), bucket, key, ExtraArgs=extra)
 
     def _download(self, ref: ObjectRef) -> Path:
-        bucket, key = _split(ref.uri)
+        bucket, key = bucket_and_key(ref.uri)
         path = self.cache / "objects" / ref.sha256[:2] / ref.sha256
         with claim(path.with_suffix(".lock")):
             if differs(path, FileDigest(ref.size, ref.sha256)):
                 part = path.with_suffix(".part")
-                self._s3().download_file(bucket, key, str(part))
+                try:
+                    with s3_explained(ref.uri):
+                        self._s3().download_file(bucket, key, str(part))
+                except KeyError:
+                    return path  # nothing there: `get` says that it is missing
                 os.replace(part, path)
         return path
-
-
-def s3_client() -> Any:
-    """A boto3 client; endpoint and credentials come from the ordinary AWS variables (`AWS_ENDPOINT_URL`, ...)."""
-    import boto3
-
-    return boto3.client("s3")
-
-
-def list_prefix(uri: str) -> Iterator[tuple[str, int, str]]:
-    """(key, size, ETag) of every object below an `s3://bucket/prefix`."""
-    bucket, prefix = _split(uri)
-    for page in s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        for item in page.get("Contents", []):
-            yield item["Key"], item["Size"], item["ETag"]
-
-
-def fetch_prefix(uri: str, to: Path) -> Path:
-    """Downloads every object below an `s3://bucket/prefix` into the folder `to`; what is there in full is kept.
-
-    Raises:
-        UserError: nothing lies below the prefix.
-    """
-    bucket, prefix = _split(uri)
-    prefix = prefix.rstrip("/") + "/" if prefix else ""
-    client, found = s3_client(), 0
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        for item in page.get("Contents", []):
-            found += 1
-            path = to / item["Key"][len(prefix) :]
-            if not (path.is_file() and path.stat().st_size == item["Size"]):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part = path.with_name(path.name + ".part")
-                client.download_file(bucket, item["Key"], str(part))
-                os.replace(part, path)
-    if not found:
-        raise UserError("nothing lies below this address", where=uri, remedy="check the bucket and the prefix")
-    return to
-
-
-def _split(uri: str) -> tuple[str, str]:
-    parts = urllib.parse.urlsplit(uri)
-    return parts.netloc, parts.path.lstrip("/")
 
 
 def _copy_whole(source: Path, target: Path) -> None:

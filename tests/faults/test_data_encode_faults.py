@@ -17,6 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from components.data import encode
 from components.data.beton_format import EncodedImage
 from components.data.beton_writer import BetonWriter
 from components.data.encode import encode_split
@@ -47,6 +48,21 @@ def test_an_unreadable_image_is_named(
     with pytest.raises(UserError, match=r"070\.jpg: this image cannot be read"):
         encode_split(items, tmp_path / "x.beton", SETTINGS, workers=workers)
     assert [p.name for p in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_stage_takes_no_more_processes_than_its_share_of_the_cores(
+    items: list[ImageItem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "WORTH_A_PROCESS", 10)
+    monkeypatch.setattr(encode.os, "cpu_count", lambda: 4)
+    monkeypatch.setenv("ROBUSTRAIN_CORES", "1")
+    counted = []
+
+    def here(done: int, total: int) -> None:
+        counted.append(len(multiprocessing.active_children()))
+
+    encode_split(items, tmp_path / "x.beton", SETTINGS, progress=here)
+    assert set(counted) == {0}
 
 
 def test_a_missing_image_is_named(items: list[ImageItem], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ ALLOWED = {
     "attack": {"attack", "errors"},
     "store": {"store", "errors", "fingerprint"},
     "launch": {"launch", "store", "errors", "fingerprint"},
-    "data": {"data", "errors", "fingerprint", "store"},
+    "data": {"data", "errors", "cores", "fingerprint", "store"},
     **{
         room: {
             room,
@@ -37,7 +37,7 @@ ALLOWED = {
     "cores": {"cores"},
     "memory": {"memory"},
     "fingerprint": {"fingerprint", "errors"},
-    "radius": {"radius"},
+    "radius": {"radius", "errors"},
 }
 ONLY_IN = {
     "kfp": ("pipeline/",),
