@@ -21,6 +21,7 @@ from pipeline.report.spectra import spectra_body
 from pipeline.report.stage import ReportStage
 from pipeline.report.stems import stem_charts, stem_pairs
 from pipeline.report.tables import comparison_table, main_table, union_table
+from pipeline.report.troubles import troubles
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,12 @@ def _tradeoff(material: Material) -> Section | None:
 
 def _curves(material: Material) -> Section | None:
     note = "The probe is a quick measurement on held-out training images while training; it is no result."
-    return _charts("curves", "Training curves", curve_cards(material.stages, material.styles), note)
+    found = _charts("curves", "Training curves", curve_cards(material.stages, material.styles), note)
+    noticed = troubles(material.stages)
+    if found is None or not noticed:
+        return found
+    told = element("div", element("h3", "What training noticed"), _items(noticed), class_="limits")
+    return Section(found.key, found.title, join(told, found.body))
 
 
 def _charts(key: str, title: str, charts: Sequence[Markup], note: str) -> Section | None:

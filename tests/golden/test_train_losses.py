@@ -76,7 +76,6 @@ CHANGES = {
     "stochastic depth": {"drop_path": 0.0},
     "smoothing": {"label_smoothing": 0.11},
     "schedule": {"lr_min": 1e-4},
-    "the last iterate": {"attack": {"norm": "Linf", "eps": 0.1, "steps": 2, "form": "last"}},
     "one step less": {"attack": {"norm": "Linf", "eps": 0.1, "steps": 1}},
 }
 
