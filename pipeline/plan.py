@@ -49,25 +49,41 @@ def fingerprints(recipe: Recipe, cache: Path) -> dict[str, str]:
 def plan(recipe: Recipe, places: Places, again: tuple[str, ...] = ()) -> list[Planned]:
     """What `robustrain run` would do now, stage by stage. Reads MLflow where there is one; writes nothing."""
     prints = fingerprints(recipe, places.cache)
-    fresh = places.tracking_uri.startswith("sqlite:///") and not (places.home / "mlflow.db").exists()
-    if fresh:
+    if places.is_fresh:
         return [_first_time(stage, prints[stage.name]) for stage in recipe.stages.values()]
     from components.store.tracking import Tracking
 
     tracking = Tracking(places)
-    return [_decided(stage, prints[stage.name], tracking, again) for stage in recipe.stages.values()]
+    behind = kept_behind(recipe, again)
+    return [_decided(stage, prints[stage.name], tracking, again, behind) for stage in recipe.stages.values()]
+
+
+def kept_behind(recipe: Recipe, again: tuple[str, ...]) -> dict[str, list[str]]:
+    """Stage -> those of `again` that it depends on, for stages that are not asked for again themselves.
+
+    Their fingerprints do not change when a stage before them is run once more, so finished ones are reused.
+    """
+    before: dict[str, list[str]] = {}
+    for stage in recipe.stages.values():
+        found = [name for parent in stage.parents.values() for name in (parent, *before[parent]) if name in again]
+        before[stage.name] = list(dict.fromkeys(found))
+    return {name: found for name, found in before.items() if found and name not in again}
 
 
 def _first_time(stage: Stage, fingerprint: str) -> Planned:
     return Planned(stage.name, stage.kind.name, "run", fingerprint, "", "no run of it is known here", None)
 
 
-def _decided(stage: Stage, fingerprint: str, tracking: Any, again: tuple[str, ...]) -> Planned:
+def _decided(
+    stage: Stage, fingerprint: str, tracking: Any, again: tuple[str, ...], behind: dict[str, list[str]]
+) -> Planned:
     found = tracking.find(fingerprint, deep=False)
     action = {"complete": "reuse", "interrupted": "continue", "absent": "run"}[found.state]
     why = {"reuse": f"complete in run {found.run_id[:8]}", "continue": found.reason}.get(action, "")
     if action == "reuse" and stage.name in again:
         action, why = "run", "asked for again"
+    elif action == "reuse" and stage.name in behind:
+        why += f", though {', '.join(behind[stage.name])} runs again: its fingerprint is the same"
     if not why:
         why = found.reason or "no finished run has this fingerprint"
     seconds = tracking.last_duration(stage.name)

@@ -54,7 +54,7 @@ def read(places: Places, run: str = "") -> Results:
     """
     from components.store.tracking import Tracking
 
-    if places.tracking_uri == f"sqlite:///{places.home / 'mlflow.db'}" and not (places.home / "mlflow.db").exists():
+    if places.is_fresh:
         raise UserError("no run is known here", where=str(places.home), remedy="start one: `robustrain run quickstart`")
     tracking = Tracking(places)
     chosen = _choose(tracking.last_pipeline_runs(200), run, places)

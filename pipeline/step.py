@@ -20,6 +20,7 @@ from components.store.claims import claim
 from components.store.job import ParentRef, StageSpec, execute
 from components.store.places import Places
 from components.store.progress import Progress
+from pipeline import cluster_parent
 from pipeline.handover import HANDOVER_VARIABLE, take
 from pipeline.order import Order
 from pipeline.stages import STAGES, StageKind
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from components.store.tracking import Found, Tracking
 
 LAUNCHER_VARIABLE = "ROBUSTRAIN_LAUNCHER"
-KFP_RUN_VARIABLE = "ROBUSTRAIN_KFP_RUN_ID"
 AGAIN_VARIABLE = "ROBUSTRAIN_AGAIN"
 """Comma-separated stage names that must run even where a finished run could be reused."""
 
@@ -56,15 +56,19 @@ def bring_to_completion(order: str, parents: list[str], pipeline_run: str = "") 
         warm.CallFailed: the stage failed; the message names the log.
     """
     what, places = Order.model_validate_json(order), Places.from_environment()
-    run = pipeline_run or _cluster_run(places)
+    run, ours = pipeline_run, ""
+    if not run:
+        run = ours = cluster_parent.opened(places, what.whole_recipe())
     log = places.logs / (run or "no-pipeline") / f"{what.name}.log"
     progress = Progress(what.name)
     try:
         done = _done(what, parents, run, log, places)
     except BaseException as error:
         progress.state("failed", error=str(error), user=isinstance(error, UserError), log=str(log))
+        cluster_parent.failed(places, ours)
         raise
     progress.state(done["state"], run_id=done["run_id"], fingerprint=done["fingerprint"], origin=done["origin"])
+    cluster_parent.close_when_complete(places, ours)
     print(f"{what.name}: {done['state']} in run {done['run_id']}")
     return token(done["run_id"], done["fingerprint"])
 
@@ -72,14 +76,6 @@ def bring_to_completion(order: str, parents: list[str], pipeline_run: str = "") 
 def token(run_id: str, digest: str) -> str:
     """What a stage hands on to the next ones."""
     return f"{run_id}/{digest}"
-
-
-def _cluster_run(places: Places) -> str:
-    """The parent of a run on a cluster, where no driver of ours opened one; empty where there is no KFP run either."""
-    from components.store.tracking import Tracking
-
-    kfp_run = os.environ.get(KFP_RUN_VARIABLE, "")
-    return Tracking(places).cluster_run(kfp_run) if kfp_run else ""
 
 
 def _done(what: Order, parents: list[str], run: str, log: Path, places: Places) -> dict[str, str]:
@@ -94,7 +90,8 @@ def _done(what: Order, parents: list[str], run: str, log: Path, places: Places) 
         if decision["state"] != "reused":
             progress.state("running", phase="starting", note=decision["note"])
             launch(spec, kind, log)
-            warm.call("pipeline.step:check", log, spec=spec.model_dump())
+            done = warm.call("pipeline.step:check", log, spec=spec.model_dump())
+            spec = spec.model_copy(update={"run_id": done["run_id"]})
     origin = decision["origin"] if decision["state"] == "reused" else run
     return {"state": decision["state"], "run_id": spec.run_id, "fingerprint": spec.fingerprint, "origin": origin}
 
@@ -137,6 +134,9 @@ def decide(spec: dict[str, Any]) -> dict[str, str]:
         return {"state": "reused", "run_id": found.run_id, "note": "", "origin": found.pipeline_run}
     adopt = found.run_id if found.state == "interrupted" else ""
     run_id = tracking.begin(stage, adopt)
+    if not run_id:
+        # Another pipeline has completed it since it was looked up.
+        return decide(spec)
     tracking.record_stage(stage.pipeline_run, stage.name, run_id, "ran")
     note = f"continues run {run_id[:8]}: {found.reason}" if adopt else found.reason
     return {"state": "complete", "run_id": run_id, "note": note, "origin": ""}
@@ -176,8 +176,12 @@ def work(spec: dict[str, Any]) -> None:
     execute(stage, Places.from_environment(), STAGES[stage.kind].function())
 
 
-def check(spec: dict[str, Any]) -> None:
+def check(spec: dict[str, Any]) -> dict[str, str]:
     """Holds the finished run against its manifest.
+
+    Returns:
+        `run_id`: of the run that is complete. Another one than the specification's where, on a cluster, the work was
+        done by another pipeline's job that this step attached to.
 
     Raises:
         UserError: the run is not complete, or an output is not what its manifest says.
@@ -185,8 +189,14 @@ def check(spec: dict[str, Any]) -> None:
     from components.store.tracking import Tracking
 
     stage = StageSpec.model_validate(spec)
-    found = Tracking(Places.from_environment()).find(stage.fingerprint, deep=False)
+    tracking = Tracking(Places.from_environment())
+    found = tracking.find(stage.fingerprint, deep=False)
     if found.state != "complete":
         raise UserError(
             "the stage ended without a complete result", where=stage.name, value=found.reason, remedy="run it again"
         )
+    if found.run_id != stage.run_id and tracking.is_complete(stage.run_id):
+        return {"run_id": stage.run_id}
+    if found.run_id != stage.run_id:
+        tracking.record_stage(stage.pipeline_run, stage.name, found.run_id, "reused")
+    return {"run_id": found.run_id}

@@ -38,12 +38,8 @@ def run(job: StageJob, registry: Registry | None = None) -> dict[str, Any]:
     registry = registry or Registry(Places.from_environment())
     model, evaluation = job.inputs["model"], job.inputs["evaluation"]
     document, verdicts = (_json(evaluation.path(f"results/{name}.json")) for name in ("results", "verdicts"))
-    if document["conditions"].get("model_run") != model.run_id:
-        raise UserError(
-            f"the evaluation {evaluation.name!r} did not measure the model of {model.name!r}",
-            where=f"{job.spec.name}.evaluation",
-            remedy="name the evaluate stage of that model",
-        )
+    card = _json(model.path(MODEL) / "model.json")
+    _check_same_model(job, document["conditions"], card)
     figure = judged_figure(document, verdicts, config)
     champion = registry.champion(config.name)
     # Judging the champion against itself would refuse it; a stage that is run again must not undo its own answer.
@@ -59,7 +55,7 @@ def run(job: StageJob, registry: Registry | None = None) -> dict[str, Any]:
         "fingerprint": model.fingerprint,
         "evaluation_run": evaluation.run_id,
     }
-    _leave(job, config, document, decision, lineage, _json(model.path(MODEL) / "model.json"), figure)
+    _leave(job, config, document, decision, lineage, card, figure)
     if decision.promote:
         registry.promote(config.name, version.version)
     return {
@@ -71,6 +67,24 @@ def run(job: StageJob, registry: Registry | None = None) -> dict[str, Any]:
         "robust_accuracy": figure.robust_accuracy,
         "clean_accuracy": figure.clean_accuracy,
     }
+
+
+def _check_same_model(job: StageJob, measured: dict[str, Any], card: dict[str, Any]) -> None:
+    """The evaluation is of this model: of its run, or of another run that ended with the same weights.
+
+    Raises:
+        UserError: it is of other weights.
+    """
+    model, evaluation = job.inputs["model"], job.inputs["evaluation"]
+    if measured.get("model_run") == model.run_id:
+        return
+    ours = (card.get("weights") or {}).get("sha256")
+    if ours is None or ours != measured.get("model_sha256"):
+        raise UserError(
+            f"the evaluation {evaluation.name!r} did not measure these weights of {model.name!r}",
+            where=f"{job.spec.name}.evaluation",
+            remedy=f"name the evaluate stage of that model, or evaluate it once more with --again {evaluation.name}",
+        )
 
 
 def _leave(

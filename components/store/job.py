@@ -83,6 +83,10 @@ def execute(spec: StageSpec, places: Places, stage: StageFunction) -> dict[str, 
     from components.store.tracking import Tracking
 
     tracking = Tracking(places)
+    if tracking.is_complete(spec.run_id):
+        # Between the decision and the claim on the work another pipeline's job has finished this very run.
+        print(f"{spec.name}: run {spec.run_id} is complete already")
+        return tracking.result_of(spec.run_id)
     run = tracking.attach(spec)
     inputs = {role: tracking.finished(parent, role) for role, parent in spec.parents.items()}
     job = StageJob(spec, inputs, run, ObjectStore(places.objects_uri, places.cache))

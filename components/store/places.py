@@ -53,6 +53,12 @@ class Places:
         }
 
     @property
+    def is_fresh(self) -> bool:
+        """Whether runs are kept in this home's own data base and it is not there yet: nothing has run here."""
+        file = self.home / "mlflow.db"
+        return self.tracking_uri == f"sqlite:///{file}" and not file.exists()
+
+    @property
     def cache(self) -> Path:
         """Downloads that can be made again."""
         return self.home / "cache"

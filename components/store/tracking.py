@@ -22,7 +22,18 @@ from components.store.claims import claim
 from components.store.job import ParentRef, StageSpec
 from components.store.objects import ObjectRef, ObjectStore
 from components.store.places import Places
-from components.store.run import COMPLETE, FINGERPRINT, OBJECTS, RECIPE, RUNNING, STATE, StageInput, StageRun
+from components.store.run import (
+    COMPLETE,
+    ERROR,
+    FINGERPRINT,
+    OBJECTS,
+    RECIPE,
+    RUNNING,
+    STATE,
+    WORKED,
+    StageInput,
+    StageRun,
+)
 
 ADOPTED_VARIABLE = "MLFLOW_RUN_ID"
 """A run that Kubeflow has opened for a step: the step's stage writes to it. On one machine it means nothing."""
@@ -81,11 +92,16 @@ class Tracking:
         self.client.log_dict(run.info.run_id, dict(recipe), RECIPE)
         return run.info.run_id
 
-    def cluster_run(self, kfp_run: str) -> str:
-        """The parent run of a KFP run; the first step that asks makes it, and all of them take the earliest."""
+    def cluster_run(self, kfp_run: str, recipe: Mapping[str, Any]) -> str:
+        """The parent run of a KFP run; the first step that asks makes it, and all of them take the earliest.
+
+        Args:
+            recipe: the resolved recipe, as far as the step that asks knows it; kept by the run that is made.
+        """
         query = f"tags.kfp_run_id = '{kfp_run}' and tags.robustrain = 'pipeline'"
         if not self._search(query):
-            self.open_pipeline_run(f"kubeflow {kfp_run[:8]}", {"kfp_run_id": kfp_run}, {})
+            name = str(recipe.get("name") or f"kubeflow {kfp_run[:8]}")
+            self.open_pipeline_run(name, {"kfp_run_id": kfp_run, "recipe": str(recipe.get("name", ""))}, recipe)
         return self._search(query)[0].info.run_id
 
     def close_pipeline_run(self, run_id: str, *, state: str) -> None:
@@ -105,14 +121,16 @@ class Tracking:
         return {name: (run_id, how) for name, (run_id, how) in found.items()}
 
     def find(self, fingerprint: str, deep: bool = True) -> Found:
-        """The run to reuse or continue for this fingerprint, if any; the earliest complete one wins.
+        """The run to reuse or continue for this fingerprint, if any; the newest complete one wins.
+
+        The newest, because whoever had a finished stage run once more wants what came of it.
 
         Args:
-            deep: hold every artifact against its sha256; otherwise only against its size.
+            deep: hold every artifact and object against its sha256; otherwise only against its size.
         """
         runs = self._search(f"tags.{FINGERPRINT} = '{fingerprint}'")
         reason = ""
-        for run in runs:
+        for run in reversed(runs):
             if run.data.tags.get(STATE) == COMPLETE:
                 reason = self._problem(run, deep)
                 if not reason:
@@ -120,7 +138,7 @@ class Tracking:
         unfinished = [run for run in runs if run.data.tags.get(STATE) != COMPLETE]
         if unfinished:
             last = unfinished[-1]
-            cause = last.data.tags.get("stage_error", "it was stopped")
+            cause = last.data.tags.get(ERROR, "it was stopped")
             return Found("interrupted", last.info.run_id, last.data.tags.get("pipeline_run", ""), reason or cause)
         return Found("absent", reason=reason)
 
@@ -132,8 +150,8 @@ class Tracking:
             return problem
         store = ObjectStore(self.places.objects_uri, self.places.cache)
         refs = [ObjectRef(**ref) for ref in artifacts.read_json(OBJECTS) or []]
-        lost = next((ref.uri for ref in refs if not store.holds(ref)), "")
-        return f"its object {lost} is missing or has another size" if lost else ""
+        lost = next((ref.uri for ref in refs if not store.holds(ref, deep)), "")
+        return f"its object {lost} is missing or is not what was stored" if lost else ""
 
     def _search(self, query: str) -> list[Any]:
         """Earliest first; ties by id, so that every process picks the same one."""
@@ -141,10 +159,16 @@ class Tracking:
         return list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=500))
 
     def begin(self, spec: StageSpec, adopt: str = "") -> str:
-        """The id of the run that `spec` will write to: `adopt`ed (an interrupted one) or new; marked running."""
+        """The id of the run that `spec` will write to: `adopt`ed (an interrupted one) or new.
+
+        Returns:
+            An empty string where the run to adopt has been completed meanwhile, which is then left as it is. Its state
+            is not touched here in any case, but by `attach`, which whoever holds the claim on the work calls.
+        """
+        if adopt and self.is_complete(adopt):
+            return ""
         tags = {
             "robustrain": "stage",
-            STATE: RUNNING,
             FINGERPRINT: spec.fingerprint,
             "stage": spec.name,
             "stage_kind": spec.kind,
@@ -155,16 +179,27 @@ class Tracking:
         opened = os.environ.pop(ADOPTED_VARIABLE, "") if os.environ.get(_KUBEFLOW_VARIABLE) else ""
         run_id = adopt or opened
         if not run_id:
-            return self.client.create_run(self.experiment_id, run_name=spec.name, tags=tags).info.run_id
+            made = self.client.create_run(self.experiment_id, run_name=spec.name, tags={**tags, STATE: RUNNING})
+            return made.info.run_id
         attempt = int(self.client.get_run(run_id).data.tags.get("stage_attempt", "1"))
         for key, value in {**tags, "stage_attempt": str(attempt + bool(adopt))}.items():
             self.client.set_tag(run_id, key, value)
         self.client.update_run(run_id, status="RUNNING", name=spec.name)
         return run_id
 
+    def is_complete(self, run_id: str) -> bool:
+        """Whether a run says that it is complete; its outputs are not looked at."""
+        return self.client.get_run(run_id).data.tags.get(STATE) == COMPLETE
+
+    def result_of(self, run_id: str) -> dict[str, Any]:
+        """The small result of a complete run."""
+        return self.artifacts(self.client.get_run(run_id)).read_json("result.json") or {}
+
     def attach(self, spec: StageSpec) -> StageRun:
-        """The open run of `spec`, ready to be written to."""
+        """The run of `spec`, marked running and ready to be written to."""
         run = self.client.get_run(spec.run_id)
+        if run.data.tags.get(STATE) != RUNNING:
+            self.client.set_tag(spec.run_id, STATE, RUNNING)
         return StageRun(self.client, self.artifacts(run), spec, self.places.work / spec.fingerprint)
 
     def finished(self, parent: ParentRef, role: str = "") -> StageInput:
@@ -209,10 +244,9 @@ class Tracking:
         return self.artifacts(self.client.get_run(pipeline_run)).read_json(RECIPE) or {}
 
     def last_duration(self, stage: str) -> float | None:
-        """Seconds that the newest complete run of a stage of this name took; None where there is none."""
+        """Seconds of work in the newest complete run of a stage of this name, without its pauses; None for none."""
         query = f"tags.stage = '{stage}' and tags.{STATE} = '{COMPLETE}'"
         order = ["attributes.start_time DESC"]
         runs = list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=1))
-        if not runs or not runs[0].info.end_time:
-            return None
-        return (runs[0].info.end_time - runs[0].info.start_time) / 1000.0
+        worked = runs[0].data.tags.get(WORKED) if runs else None
+        return None if worked is None else float(worked)

@@ -48,13 +48,19 @@ def row(robust, n=50, norm="Linf", eps=4 / 255, attack="AutoAttack"):
     }
 
 
-def results(robust, run_id="r", **changes):
+def results(robust, run_id="r", weights="", **changes):
     return {
         "rows": [row(robust, **changes), row(3, norm="L2", eps=2.0, attack="APGD-CE")],
         "union": [
             {"norms": ["Linf", "L2"], "n": 50, "resolution": 32, "robust_accuracy": 0.06, "interval": [0.02, 0.16]}
         ],
-        "conditions": {"dataset": "digits", "model_run": run_id, "images_digest": "d", "resolutions": [32]},
+        "conditions": {
+            "dataset": "digits",
+            "model_run": run_id,
+            "model_sha256": weights,
+            "images_digest": "d",
+            "resolutions": [32],
+        },
     }
 
 
@@ -75,17 +81,17 @@ def rules(**changes):
 def promoted(run_stage, places):
     """`promoted(robust images, seed, **rules)`: trains, evaluates and promotes in name only; everything else is real."""
 
-    def go(robust, seed, evaluated_run=None, **changes):
+    def go(robust, seed, evaluated_run=None, evaluated_weights="", **changes):
         def train(job):
             folder = job.run.workdir / "model"
             folder.mkdir()
-            (folder / "model.json").write_text(json.dumps(MODEL))
+            (folder / "model.json").write_text(json.dumps({**MODEL, "weights": {"sha256": "w" * 64}}))
             job.run.save(folder, "model")
             return {}
 
         def evaluate(job):
             for name, document in (
-                ("results", results(robust, evaluated_run or job.inputs["model"].run_id)),
+                ("results", results(robust, evaluated_run or job.inputs["model"].run_id, weights=evaluated_weights)),
                 ("verdicts", verdicts(robust)),
             ):
                 path = job.run.workdir / f"{name}.json"
@@ -144,8 +150,14 @@ def test_judging_the_champion_again_leaves_it_champion(promoted, places):
 
 
 def test_an_evaluation_of_another_model_is_refused(promoted):
-    with pytest.raises(UserError, match="'evaluate' did not measure the model of 'net'"):
-        promoted(30, 1, evaluated_run="somebody else's")
+    with pytest.raises(UserError, match="'evaluate' did not measure these weights of 'net'"):
+        promoted(30, 1, evaluated_run="somebody else's", evaluated_weights="v" * 64)
+
+
+def test_an_evaluation_of_the_same_weights_from_another_run_counts(promoted):
+    """After --again a training has two runs, and its evaluation, which is reused, measured the first one's weights."""
+    _, answer = promoted(30, 1, evaluated_run="the run before", evaluated_weights="w" * 64)
+    assert answer.result["promoted"] is True
 
 
 def test_the_judged_figure_is_the_one_that_was_named():

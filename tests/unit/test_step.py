@@ -5,7 +5,7 @@ import pytest
 from components.errors import UserError
 from components.store.job import StageSpec, execute
 from components.store.tracking import Tracking
-from pipeline import step
+from pipeline import cluster_parent, step
 from pipeline.order import order_of
 from pipeline.recipe import build
 from pipeline.stages import STAGES
@@ -76,17 +76,117 @@ def test_stage_that_leaves_no_complete_result_is_not_handed_on(here):
     with pytest.raises(UserError, match="without a complete result"):
         step.check(spec.model_dump())
     execute(spec, here, lambda job: {})
-    assert step.check(spec.model_dump()) is None
+    assert step.check(spec.model_dump()) == {"run_id": spec.run_id}
+
+
+def on_a_cluster(places, monkeypatch, run="0123-4567"):
+    monkeypatch.setenv(cluster_parent.KFP_RUN_VARIABLE, run)
+    return Tracking(places)
 
 
 def test_cluster_steps_share_one_parent(here, monkeypatch):
-    monkeypatch.setenv(step.KFP_RUN_VARIABLE, "0123-4567")
+    tracking = on_a_cluster(here, monkeypatch)
     token = step.run_step(encode_order(), [])
-    tracking = Tracking(here)
-    parent = tracking.cluster_run("0123-4567")
-    assert tracking.stages_of(parent) == {"digits": (token.split("/")[0], "ran")}
+    [parent] = tracking.last_pipeline_runs()
+    assert tracking.stages_of(parent["run_id"]) == {"digits": (token.split("/")[0], "ran")}
     step.run_step(encode_order(), [])
-    assert tracking.stages_of(parent) == {"digits": (token.split("/")[0], "reused")}
+    assert [run["run_id"] for run in tracking.last_pipeline_runs()] == [parent["run_id"]]
+    assert tracking.stages_of(parent["run_id"]) == {"digits": (token.split("/")[0], "reused")}
+
+
+def test_the_parent_on_a_cluster_knows_its_recipe_and_stays_open_until_all_is_complete(here, monkeypatch):
+    tracking = on_a_cluster(here, monkeypatch)
+    recipe = build(small(digits={"limit_train": 40, "limit_val": 20}))
+    step.run_step(order_of(recipe.stages["digits"], recipe), [])
+    [parent] = tracking.last_pipeline_runs()
+    assert (parent["name"], parent["recipe"], parent["state"]) == (recipe.name, recipe.name, "running")
+    known = tracking.recipe_of(parent["run_id"])
+    assert known == recipe.resolved()
+    assert list(known["stages"]) == list(recipe.stages), "results and report come in this order"
+
+
+def test_the_last_step_on_a_cluster_closes_the_parent(here, monkeypatch):
+    tracking = on_a_cluster(here, monkeypatch)
+    digits = {"kind": "encode", "source": "digits", "side": 32, "mode": "raw", "limit_train": 40, "limit_val": 20}
+    recipe = build({"name": "two", "seed": 1, "stages": {"digits": digits, "more": {**digits, "quality": 50}}})
+    states = []
+    for stage in recipe.stages.values():
+        step.run_step(order_of(stage, recipe), [])
+        states.append(tracking.last_pipeline_runs()[0]["state"])
+    assert states == ["running", "complete"]
+
+
+def test_a_step_that_fails_on_a_cluster_marks_the_parent_and_a_good_retry_mends_it(here, monkeypatch, tmp_path):
+    tracking = on_a_cluster(here, monkeypatch)
+    images = tmp_path / "images"
+    recipe = build({"name": "one", "seed": 1, "stages": {"mine": {"kind": "encode", "source": str(images), "side": 8}}})
+    order = order_of(recipe.stages["mine"], recipe)
+    with pytest.raises(UserError):
+        step.run_step(order, [])
+    [parent] = tracking.last_pipeline_runs()
+    assert parent["state"] == "failed"
+    digits = build(
+        {
+            "name": "one",
+            "seed": 1,
+            "stages": {
+                "mine": {
+                    "kind": "encode",
+                    "source": "digits",
+                    "side": 32,
+                    "mode": "raw",
+                    "limit_train": 40,
+                    "limit_val": 20,
+                }
+            },
+        }
+    )
+    step.run_step(order_of(digits.stages["mine"], digits), [])
+    [parent] = tracking.last_pipeline_runs()
+    assert parent["state"] == "complete"
+
+
+def test_a_run_that_another_pipeline_completes_meanwhile_stays_complete(here, monkeypatch):
+    """Between the look and the claim; the stage must neither run again nor unmark what is finished."""
+    what = step.Order.model_validate_json(encode_order())
+    spec = step.specify(what, [], "", here.cache)
+    tracking = Tracking(here)
+    other = spec.model_copy(update={"run_id": tracking.begin(spec)})
+    look = Tracking.find
+
+    def slowly(self, fingerprint, deep=True):
+        found = look(self, fingerprint, deep)
+        if found.state == "interrupted":
+            execute(other, here, STAGES["encode"].function())
+        return found
+
+    monkeypatch.setattr(Tracking, "find", slowly)
+    decision = step.decide(spec.model_dump())
+    assert (decision["state"], decision["run_id"]) == ("reused", other.run_id)
+    assert tracking.is_complete(other.run_id)
+
+
+def test_work_that_is_complete_by_the_time_of_the_claim_is_not_done_again(here):
+    spec = StageSpec(name="x", kind="encode", config={}, seed=0, fingerprint="e" * 64)
+    tracking = Tracking(here)
+    spec = spec.model_copy(update={"run_id": tracking.begin(spec)})
+    assert tracking.begin(spec, adopt=spec.run_id) == spec.run_id, "it is interrupted, so it may be continued"
+    execute(spec, here, lambda job: {"first": 1})
+    assert tracking.begin(spec, adopt=spec.run_id) == ""
+    assert execute(spec, here, lambda job: pytest.fail("ran again")) == {"first": 1}
+    assert tracking.find("e" * 64).run_id == spec.run_id
+
+
+def test_a_step_that_attached_to_anothers_job_hands_on_the_run_that_is_complete(here):
+    spec = StageSpec(name="x", kind="encode", config={}, seed=0, fingerprint="e" * 64)
+    tracking = Tracking(here)
+    theirs = spec.model_copy(update={"run_id": tracking.begin(spec)})
+    parent = tracking.open_pipeline_run("p", {}, {})
+    ours = spec.model_copy(update={"pipeline_run": parent})
+    ours = ours.model_copy(update={"run_id": tracking.begin(ours)})
+    execute(theirs, here, lambda job: {})
+    assert step.check(ours.model_dump()) == {"run_id": theirs.run_id}
+    assert tracking.stages_of(parent) == {"x": (theirs.run_id, "reused")}
 
 
 def test_job_stages_are_launched_as_rayjobs_where_the_environment_says_so(here, monkeypatch):

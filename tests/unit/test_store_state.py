@@ -2,11 +2,13 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from components.errors import UserError
+from components.store.digests import FileDigest
 from components.store.job import ParentRef, StageSpec, execute
 from components.store.objects import ObjectStore
 from components.store.tracking import Tracking
@@ -120,11 +122,12 @@ def test_unfinished_parent_is_refused(tracking, spec):
         tracking.finished(parent(spec))
 
 
-def test_earliest_complete_run_wins(tracking, spec, places):
+def test_newest_complete_run_wins(tracking, spec, places):
+    """Whoever ran a finished stage once more wants what came of it."""
     second = spec.model_copy(update={"run_id": tracking.begin(spec)})
     execute(second, places, work)
     execute(spec, places, work)
-    assert tracking.find(PRINT).run_id == spec.run_id
+    assert tracking.find(PRINT).run_id == second.run_id
 
 
 def test_checkpoints_are_no_outputs(tracking, spec, places):
@@ -140,7 +143,8 @@ def test_checkpoints_are_no_outputs(tracking, spec, places):
     assert not [name for name in artifacts.manifest() if name.startswith("checkpoints")]
 
 
-def test_lost_object_means_the_stage_is_not_reused(tracking, spec, places):
+@pytest.mark.parametrize(("damage", "same_times"), [(b"x" * 99, False), (b"y" * 100, False), (b"y" * 100, True)])
+def test_lost_object_means_the_stage_is_not_reused(tracking, spec, places, damage, same_times):
     refs = []
 
     def stores(job):
@@ -151,10 +155,14 @@ def test_lost_object_means_the_stage_is_not_reused(tracking, spec, places):
 
     execute(spec, places, stores)
     assert tracking.find(PRINT).state == "complete"
-    Path(refs[0].uri).write_bytes(b"x" * 99)
+    path = Path(refs[0].uri)
+    before = path.stat()
+    path.write_bytes(damage)
+    if same_times:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     found = tracking.find(PRINT)
     assert found.state == "absent"
-    assert "train.beton is missing or has another size" in found.reason
+    assert "train.beton is missing or is not what was stored" in found.reason
 
 
 def test_full_disk_is_said_as_something_to_mend(tracking, spec, places):
@@ -164,6 +172,33 @@ def test_full_disk_is_said_as_something_to_mend(tracking, spec, places):
     with pytest.raises(UserError, match=r"/somewhere/weights\.safetensors: no space is left.*ROBUSTRAIN_HOME"):
         execute(spec, places, full)
     assert tracking.find(PRINT).state == "interrupted"
+
+
+def test_an_object_that_has_not_changed_is_not_read_again(tmp_path, monkeypatch):
+    store, read = ObjectStore(str(tmp_path / "objects"), tmp_path / "cache"), []
+    (tmp_path / "file").write_bytes(b"abc")
+    ref = store.put(tmp_path / "file", "a/b")
+    monkeypatch.setattr("components.store.verified.differs", lambda path, digest: read.append(path) or "")
+    later = ObjectStore(str(tmp_path / "objects"), tmp_path / "cache")
+    assert later.holds(ref, deep=True)
+    assert read == []
+    os.utime(ref.uri)
+    assert later.holds(ref, deep=True)
+    assert later.holds(ref, deep=True)
+    assert read == [Path(ref.uri)]
+
+
+def test_damage_that_a_reader_finds_is_found_by_the_next_start_too(tmp_path, monkeypatch):
+    """Bytes can change on a disk without a change of times: whoever reads them tells those who only look."""
+    store = ObjectStore(str(tmp_path / "objects"), tmp_path / "cache")
+    (tmp_path / "file").write_bytes(b"abc")
+    ref = store.put(tmp_path / "file", "a/b")
+    Path(ref.uri).write_bytes(b"abd")
+    store._verified.note(Path(ref.uri), FileDigest(ref.size, ref.sha256))
+    assert store.holds(ref, deep=True)
+    with pytest.raises(UserError, match=r"another sha256.*start the same command again: the stage that makes it"):
+        store.get(ref)
+    assert not store.holds(ref, deep=True)
 
 
 def test_object_that_has_changed_is_refused_when_read(tmp_path):
