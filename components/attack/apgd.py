@@ -116,7 +116,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-_PROJECTIONS: dict[Norm, Callable[[Tensor, Tensor, float], Tensor]] = {
+_PROJECTIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "Linf": project_linf,
     "L2": project_l2,
     "L1": project_l1,

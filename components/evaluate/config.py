@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from components.errors import UserError
 from components.fingerprint import NO_FINGERPRINT, WHEN_SET
-from components.radius import Radius, radius_text
+from components.radius import Radius, check_radius, radius_text
 
 Norm = Literal["Linf", "L2", "L1"]
 AttackKey = Literal["autoattack", "apgd-ce+apgd-t", "apgd-ce"]
@@ -44,13 +44,7 @@ class Threat(_Part):
 
     @model_validator(mode="after")
     def _in_range(self) -> Threat:
-        if self.norm == "Linf" and self.eps > 1:
-            raise UserError(
-                "a Linf radius is given for images in [0, 1] and cannot exceed 1; this looks like 0-255 units",
-                where="threats.eps",
-                value=self.eps,
-                remedy=f"write {self.eps:g}/255",
-            )
+        check_radius(self.norm, self.eps, where="threats.eps")
         return self
 
     @property

@@ -6,7 +6,7 @@ Importing this package registers the ConvStem networks with timm (`components.mo
 from __future__ import annotations
 
 from components.models import register as _register
-from components.models.build import build_model, tag_normalize
+from components.models.build import build_model, tag_classes, tag_normalize
 from components.models.card import ModelCard
 from components.models.families import FAMILIES, IMAGENET1K_TAGS, IMAGENET_NORMALIZE, check_imagenet1k_tag, find_family
 from components.models.flops import forward_macs
@@ -40,6 +40,7 @@ __all__ = [
     "save_model",
     "set_resolution",
     "stem_prefix",
+    "tag_classes",
     "tag_normalize",
     "transplant",
 ]

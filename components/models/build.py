@@ -88,10 +88,24 @@ def tag_normalize(name: str, pretrained: str) -> Normalize:
     Raises:
         UserError: as `bare_tag`.
     """
+    entry = _tag_entry(name, pretrained)
+    return cast(Normalize, (tuple(entry.mean), tuple(entry.std)))
+
+
+def tag_classes(name: str, pretrained: str) -> int:
+    """Outputs of the classifier that comes with the weights of a timm tag; 0 for weights without one.
+
+    Raises:
+        UserError: as `bare_tag`.
+    """
+    return _tag_entry(name, pretrained).num_classes
+
+
+def _tag_entry(name: str, pretrained: str) -> Any:
     family = find_family(name)
-    config = timm.get_pretrained_cfg(f"{family.base}.{bare_tag(family, pretrained)}")
-    assert config is not None
-    return cast(Normalize, (tuple(config.mean), tuple(config.std)))
+    entry = timm.get_pretrained_cfg(f"{family.base}.{bare_tag(family, pretrained)}")
+    assert entry is not None
+    return entry
 
 
 def _check(family: Family, stem: str, num_classes: int, resolution: int | None) -> None:

@@ -11,6 +11,7 @@ from typing import ClassVar
 from pydantic import Field, field_validator
 
 from components.errors import UserError
+from components.fingerprint import WHEN_SET
 from components.train.config_base import TrainConfig
 from components.train.config_parts import AttackConfig, ModelConfig, ProbeConfig
 from components.train.health_config import HealthConfig
@@ -39,6 +40,12 @@ class PretrainConfig(TrainConfig):
     init: str | None = Field(default="random", description="`random`, `timm:<tag>`, `file:<path>` or a stage's name")
     model: ModelConfig | None = Field(default=ModelConfig(), description="network")
     epochs: int = Field(default=100, ge=0, description="0: take the weights as they are")
+    fresh_head: bool = Field(
+        default=False,
+        description="with epochs 0: take weights whose classifier is missing or for other classes; a later stage "
+        "has to train the fresh one",
+        json_schema_extra=WHEN_SET,
+    )
 
 
 class ConvStemConfig(TrainConfig):

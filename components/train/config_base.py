@@ -8,7 +8,13 @@ from pydantic import Field, field_validator, model_validator
 
 from components.errors import UserError, nearest
 from components.fingerprint import NO_FINGERPRINT
-from components.train.config_checks import check_dropout, check_first_weights, check_schedule, check_workers
+from components.train.config_checks import (
+    check_dropout,
+    check_first_weights,
+    check_probe,
+    check_schedule,
+    check_workers,
+)
 from components.train.config_parts import AttackConfig, ModelConfig, Part, ProbeConfig
 from components.train.health_config import HealthConfig
 from components.train.worker_range import split_range
@@ -56,7 +62,8 @@ class TrainConfig(Part):
     faithful: bool = Field(
         default=False,
         description="do as code does where that is a slip: its parameter groups, one order of the images in every "
-        "epoch, black borders and erasing with pixels outside [0, 1] in heavy augmentation",
+        "epoch, black borders and erasing with pixels outside [0, 1] in heavy augmentation, the attack's ball around "
+        "such pixels as they are, no flips in basic augmentation, no label smoothing without mixup or cutmix",
     )
     clip_grad: float | None = Field(default=None, gt=0, description="largest gradient norm (paper: none)")
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth (paper: none)")
@@ -64,7 +71,9 @@ class TrainConfig(Part):
         default=0.9999, ge=0, lt=1, description="decay of the averaged weights a step (code; paper: 0.999)"
     )
     label_smoothing: float = Field(
-        default=0.1, ge=0, description="share of the target spread over all classes (paper: 0.1)"
+        default=0.1,
+        ge=0,
+        description="share of the target spread over all classes (paper: 0.1; code, faithful: not without mixing)",
     )
     mixup: float = Field(default=0.0, ge=0, description="alpha of mixup, 0: off (paper, heavy: 0.8)")
     cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix, 0: off (paper, heavy: 1.0)")
@@ -80,7 +89,12 @@ class TrainConfig(Part):
     eval_crop: float | None = Field(
         default=None, gt=0, le=1, description="centre crop at evaluation; none: 0.875 (paper) from 96 px on, else 1"
     )
-    flip: float = Field(default=0.5, ge=0, le=1, description="share of images mirrored (paper, heavy: 0.5)")
+    flip: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of images mirrored (paper, heavy: 0.5; code, faithful: none in basic augmentation)",
+    )
     attack: AttackConfig | None = Field(default=None, description="adversarial training; none: clean")
     probe: ProbeConfig = Field(default=ProbeConfig(), description="the held-out check")
     health: HealthConfig = Field(default=HealthConfig(), description="what happens when training goes wrong")
@@ -203,6 +217,7 @@ class TrainConfig(Part):
         check_workers(self)
         check_dropout(self, self.model.kwargs if self.model else {})
         check_schedule(self)
+        check_probe(self)
         check_first_weights(self)
         return self
 
@@ -215,6 +230,16 @@ class TrainConfig(Part):
     def mixes(self) -> bool:
         """Whether batches are mixed by mixup or cutmix."""
         return (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
+
+    @property
+    def smoothing(self) -> float:
+        """The label smoothing that is used: the released code has it inside its mixing only."""
+        return 0.0 if self.faithful and not self.mixes else self.label_smoothing
+
+    @property
+    def mirrored(self) -> float:
+        """The share of training images that is mirrored: the released code mirrors with heavy augmentation only."""
+        return 0.0 if self.augment == "none" or (self.faithful and self.augment == "basic") else self.flip
 
     @property
     def center_crop(self) -> float:

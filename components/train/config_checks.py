@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
+from components.radius import check_radius
 
 if TYPE_CHECKING:
     from components.train.config_base import TrainConfig
@@ -15,10 +16,10 @@ _OTHER_DATA = ("in12k", "in21k", "in22k", "jft", "laion", "yfcc", "ig1b", "lvd",
 
 
 def check_schedule(config: TrainConfig) -> None:
-    """The learning rate rises before it falls.
+    """The learning rate rises before it falls, and the attack's radius is reached.
 
     Raises:
-        UserError: it peaks after the end, or ends above its peak.
+        UserError: the rate peaks after the end, or ends above its peak; the radius still grows at the end.
     """
     if config.warmup_epochs >= config.epochs and config.epochs > 1:
         raise UserError(
@@ -31,13 +32,47 @@ def check_schedule(config: TrainConfig) -> None:
         raise UserError(
             "is above the peak", where="lr_min", value=config.lr_min, remedy=f"use at most lr ({config.lr})"
         )
+    if config.attack is not None and 0 < config.epochs <= config.attack.eps_warmup:
+        raise UserError(
+            "the radius still grows when the training ends, so the network never meets the one that its result names",
+            where="attack.eps_warmup",
+            value=config.attack.eps_warmup,
+            remedy=f"use less than epochs ({config.epochs})",
+        )
+
+
+def check_probe(config: TrainConfig) -> None:
+    """The held-out check attacks with a radius that means something, and there is one where weights are chosen by it.
+
+    Raises:
+        UserError: a radius in other units, or of another norm's attack; `select: best` without held-out images.
+    """
+    attack, probe = config.attack, config.probe
+    norm = probe.norm or (attack.norm if attack else "Linf")
+    if probe.eps is not None:
+        check_radius(norm, probe.eps, where="probe.eps")
+    elif attack is not None and norm != attack.norm:
+        raise UserError(
+            f"the training attack's radius is one of {attack.norm}, not of {norm}",
+            where="probe.eps",
+            value=probe.eps,
+            remedy=f"give the {norm} radius, or leave out probe.norm",
+        )
+    if config.select == "best" and probe.fraction == 0:
+        raise UserError(
+            "no images are held out, so there is nothing to choose the best weights by",
+            where="select",
+            value=config.select,
+            remedy="set probe.fraction above 0 (default 0.1), or select: last",
+        )
 
 
 def check_first_weights(config: TrainConfig) -> None:
     """It is known where the first weights and the network come from.
 
     Raises:
-        UserError: `init` or `model` is missing, or the named weights have seen other data than the recipe allows.
+        UserError: `init` or `model` is missing, the normaliser of a tag is asked for without one, or the named weights
+            have seen other data than the recipe allows.
     """
     if config.needs_init and config.init is None:
         raise UserError(
@@ -50,6 +85,13 @@ def check_first_weights(config: TrainConfig) -> None:
             "no network is named and there is no stage to take it from",
             where="model",
             remedy="add model: {name: convnext_tiny, stem: patch}",
+        )
+    if config.model is not None and config.model.normalize == "tag" and not (config.init or "").startswith("timm:"):
+        raise UserError(
+            "only weights of a timm tag name their normaliser",
+            where="model.normalize",
+            value="tag",
+            remedy="give mean and deviation, leave it out for raw pixels, or set init: timm:<tag>",
         )
     if config.init_data == "imagenet-1k":
         _check_tag(config.init or "")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from components.errors import UserError
-from components.radius import Radius
+from components.radius import Radius, check_radius
 
 
 class Part(BaseModel):
@@ -29,9 +29,10 @@ class ModelConfig(Part):
     stem: Literal["patch", "conv"] = Field(
         default="patch", description="PatchStem as published, or the paper's ConvStem"
     )
-    normalize: tuple[tuple[float, float, float], tuple[float, float, float]] | None = Field(
+    normalize: Literal["tag"] | tuple[tuple[float, float, float], tuple[float, float, float]] | None = Field(
         default=None,
-        description="mean and standard deviation of a first layer, in [0, 1] units; none: raw pixels (code)",
+        description="mean and standard deviation of a first layer, in [0, 1] units; tag: those that timm names for the "
+        "first weights' tag; none: raw pixels (code)",
     )
     kwargs: dict[str, Any] = Field(default={}, description="further arguments of timm.create_model")
 
@@ -57,31 +58,27 @@ class AttackConfig(Part):
     )
     beta: float = Field(default=6.0, ge=0, description="trades only: weight of the divergence (Zhang et al. 2019: 6)")
     eps_warmup: float = Field(
-        default=0.0, ge=0, description="epochs over which eps grows linearly from 0 (paper: none)"
+        default=0.0,
+        ge=0,
+        description="epochs over which eps grows linearly from 0 (paper: none; Debenedetti et al., 2209.07399: 10)",
     )
 
     @model_validator(mode="after")
     def _fits(self) -> AttackConfig:
-        if self.norm == "Linf" and self.eps > 1:
-            raise UserError(
-                "a Linf radius is given in [0, 1] pixel units and cannot exceed 1",
-                where="attack.eps",
-                value=self.eps,
-                remedy=f"write {self.eps:g}/255",
-            )
-        if self.norm == "L2" and self.eps > 100:
-            raise UserError(
-                "this L2 radius looks like 0-255 units",
-                where="attack.eps",
-                value=self.eps,
-                remedy="divide it by 255; the paper's L2 radius is 2",
-            )
+        check_radius(self.norm, self.eps, where="attack.eps")
         if self.kind == "fgsm" and (self.norm != "Linf" or self.steps != 1):
             raise UserError(
                 "fgsm takes one step in the Linf ball",
                 where="attack.kind",
                 value=f"{self.norm}, {self.steps} steps",
                 remedy="set norm: Linf and steps: 1, or kind: apgd",
+            )
+        if self.kind == "fgsm" and self.loss == "trades":
+            raise UserError(
+                "fgsm raises the cross-entropy, and TRADES needs the divergence raised",
+                where="attack.loss",
+                value=self.loss,
+                remedy="set loss: ce, or kind: apgd with steps: 1",
             )
         return self
 
@@ -107,11 +104,9 @@ class ProbeConfig(Part):
     @classmethod
     def _radii_are_positive(cls, value: dict[str, float]) -> dict[str, float]:
         for norm, eps in value.items():
-            if eps <= 0 or (norm == "Linf" and eps > 1):
-                raise UserError(
-                    "a radius is above 0, and for Linf in [0, 1] pixel units",
-                    where=f"probe.other_norms.{norm}",
-                    value=eps,
-                    remedy="give the radius of the evaluation, e.g. {Linf: 4/255, L2: 2, L1: 75}",
-                )
+            where = f"probe.other_norms.{norm}"
+            if eps <= 0:
+                remedy = "give the radius of the evaluation, e.g. {Linf: 4/255, L2: 2, L1: 75}"
+                raise UserError("a radius is above 0", where=where, value=eps, remedy=remedy)
+            check_radius(norm, eps, where=where)
         return value

@@ -71,7 +71,7 @@ class TrainImages:
             indices=train,
             order="fixed" if config.faithful else "random",
             crop=RandomCrop(config.crop_scale, config.crop_aspect) if crops else _WHOLE,
-            flip=config.flip if crops else 0.0,
+            flip=config.mirrored,
             augment=HeavyAugmentation.of(seed, faithful=config.faithful) if config.augment == "heavy" else None,
             drop_last=True,
             **common,

@@ -18,10 +18,11 @@ from components.models import (
     load_model,
     load_published,
     set_resolution,
+    tag_classes,
     tag_normalize,
     transplant,
 )
-from components.train.config import ConvStemConfig, ModelConfig, TrainConfig
+from components.train.config import ConvStemConfig, ModelConfig, PretrainConfig, TrainConfig
 from components.train.config_checks import check_dropout
 from components.train.seeds import derive
 from components.train.stochastic_depth import own_depth
@@ -59,6 +60,8 @@ def initial_model(job: StageJob, config: TrainConfig, data: DataManifest, seed: 
     tag = init.removeprefix("timm:") if init.startswith("timm:") else None
     if tag is not None and config.init_data == "imagenet-1k":
         check_imagenet1k_tag(tag)
+    if tag is not None:
+        _check_trained(tag_classes(wanted.name, tag), config, data)
     card = _card(wanted, config, data, tag, source=init)
     return Initial(_build(card, config, tag), card)
 
@@ -83,18 +86,8 @@ def _load_file(path: Path, wanted: ModelConfig) -> tuple[nn.Module, ModelCard]:
 def _card(wanted: ModelConfig, config: TrainConfig, data: DataManifest, tag: str | None, source: str) -> ModelCard:
     normalize = wanted.normalize
     if normalize == "tag":
-        if tag is None:
-            raise UserError(
-                "only weights of a timm tag name their normaliser",
-                where="model.normalize",
-                value="tag",
-                remedy="say imagenet, give mean and deviation, or leave it out",
-            )
+        assert tag is not None, "validated with the configuration"
         normalize = tag_normalize(wanted.name, tag)
-    elif normalize == "imagenet":
-        from components.models import IMAGENET_NORMALIZE
-
-        normalize = IMAGENET_NORMALIZE
     return ModelCard(
         name=find_family(wanted.name).name,
         stem=wanted.stem,
@@ -127,6 +120,7 @@ def _from_source(
     source: nn.Module, parent: ModelCard, wanted: ModelConfig, config: TrainConfig, data: DataManifest
 ) -> Initial:
     _check_head(parent, config, data)
+    _check_trained(parent.num_classes, config, data)
     if parent.resolution != config.resolution:
         set_resolution(source, config.resolution)
     card = _card(wanted, config, data, None, source=parent.source)
@@ -148,3 +142,24 @@ def _check_head(parent: ModelCard, config: TrainConfig, data: DataManifest) -> N
             value=config.data,
             remedy="take the data that those weights were trained on, or a transfer stage, which starts a fresh head",
         )
+
+
+def _check_trained(classes: int, config: TrainConfig, data: DataManifest) -> None:
+    """A stage that trains nothing makes no fresh classifier, unless the recipe says that a later stage trains it.
+
+    Args:
+        classes: of the first weights' classifier; 0 where they have none.
+
+    Raises:
+        UserError: it is not for the data's number of classes.
+    """
+    if classes == data.num_classes or not isinstance(config, PretrainConfig) or config.epochs or config.fresh_head:
+        return
+    theirs = f"is for {classes} classes" if classes else "is missing"
+    raise UserError(
+        f"the data has {data.num_classes} classes, the classifier of these weights {theirs}, and with epochs 0 a fresh "
+        "one would never be trained",
+        where="init",
+        value=config.init,
+        remedy="take weights for the data's classes, set epochs, or fresh_head: true where a later stage trains it",
+    )

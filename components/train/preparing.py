@@ -14,7 +14,14 @@ from components.train.step import Threat
 
 
 def threat_at(config: TrainConfig, at: float) -> Threat | None:
-    """The attack at epoch `at`; its radius grows where the recipe warms it up. None: a clean step."""
+    """The attack at epoch `at`; its radius grows where the recipe warms it up. None: a clean step.
+
+    The radius is eps * min(at / eps_warmup, 1), step by step; a linear warm-up as in Debenedetti et al., 2209.07399,
+    over 10 epochs there.
+
+    Args:
+        at: epochs since the start, with the part of the present one.
+    """
     attack = config.attack
     if attack is None:
         return None
@@ -30,6 +37,7 @@ def threat_at(config: TrainConfig, at: float) -> Threat | None:
         loss=attack.loss,
         beta=attack.beta,
         fgsm_step=attack.fgsm_step,
+        centre="given" if config.faithful else "clamped",
     )
 
 
@@ -43,9 +51,9 @@ def mixed(
         settings = {"mixup": config.mixup, "cutmix": config.cutmix, "prob": config.mixup_prob}
         mix = draw_mix(seed, epoch, batch, side=side, **settings)
         images = mix_images(images, mix)
-    if mix is None and config.label_smoothing == 0:
+    if mix is None and config.smoothing == 0:
         return images, labels
-    return images, soft_targets(labels, classes, config.label_smoothing, mix)
+    return images, soft_targets(labels, classes, config.smoothing, mix)
 
 
 def start_noise(

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from components.errors import UserError
 from components.train.config import TrainConfig
 
 ORDER = "robust accuracy first, clean accuracy second, the earlier epoch on a tie"
@@ -25,7 +26,17 @@ def describe_split(held: Sequence[int], total: int, config: TrainConfig, seed: i
         held: their sorted indices in the training split.
         total: images of the training split.
         seed: the one they were drawn with.
+
+    Raises:
+        UserError: none are held out, and the best weights are to be chosen by them.
     """
+    if config.select == "best" and not held:
+        raise UserError(
+            f"of {total} training images none is held out, so there is nothing to choose the best weights by",
+            where="probe.fraction",
+            value=config.probe.fraction,
+            remedy="hold out more, or set select: last",
+        )
     return {
         "of": "train",
         "images": len(held),

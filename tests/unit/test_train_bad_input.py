@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from components.errors import UserError
 from components.train.config import AdversarialConfig, PretrainConfig
 from components.train.initial import initial_model
+from components.train.selection import describe_split
 from tests.small_training import NETWORK, SMALL
 
 
@@ -54,8 +55,8 @@ def parent(tmp_path):
     return tmp_path
 
 
-def _first(parent, kind, *, init, classes):
-    config = kind.model_validate({**SMALL, "init": init, "model": NETWORK})
+def _first(parent, kind, *, init, classes, **change):
+    config = kind.model_validate({**SMALL, "init": init, "model": NETWORK, **change})
     job = SimpleNamespace(inputs={"init": SimpleNamespace(path=lambda name: parent / name)})
     return initial_model(job, config, SimpleNamespace(num_classes=classes, classes=()), seed=0)
 
@@ -78,6 +79,68 @@ def test_a_transfer_stage_starts_a_fresh_head(parent):
     from components.train.config import TransferConfig
 
     assert any("head" in name for name in _first(parent, TransferConfig, init="pretrain", classes=12).fresh)
+
+
+@pytest.mark.parametrize("from_file", [False, True], ids=["stage", "file"])
+@pytest.mark.parametrize("classes", [12, 7])
+def test_a_fresh_classifier_that_nothing_would_train_is_refused(parent, classes, from_file):
+    init = f"file:{parent / 'model'}" if from_file else "other"
+    with pytest.raises(UserError) as caught:
+        _first(parent, PretrainConfig, init=init, classes=classes, epochs=0)
+    for part in (f"{classes} classes", "is for 10 classes", "epochs 0", "init", init, "fresh_head: true"):
+        assert part in str(caught.value)
+    assert any("head" in name for name in _first(parent, PretrainConfig, init=init, classes=classes, epochs=1).fresh)
+    later = _first(parent, PretrainConfig, init=init, classes=classes, epochs=0, fresh_head=True)
+    assert any("head" in name for name in later.fresh)
+    assert _first(parent, PretrainConfig, init=init, classes=10, epochs=0).fresh == ()
+
+
+def _of_tag(monkeypatch, tag, *, classes=1000, **change):
+    """The arguments that the network of a tag is built with; nothing is fetched."""
+    import torch
+
+    from components.train import initial
+
+    asked = {}
+    monkeypatch.setattr(initial, "build_model", lambda name, **given: asked.update(given) or torch.nn.Identity())
+    config = PretrainConfig.model_validate(
+        {"data": "digits", "init": f"timm:{tag}", "model": {"name": "vit_base"}, **change}
+    )
+    initial_model(SimpleNamespace(inputs={}), config, SimpleNamespace(num_classes=classes, classes=()), seed=0)
+    return asked
+
+
+@pytest.mark.parametrize(("tag", "theirs"), [("augreg_in21k", "is for 21843 classes"), ("mae", "is missing")])
+def test_a_tags_classifier_for_other_classes_is_refused_where_nothing_is_trained(monkeypatch, tag, theirs):
+    with pytest.raises(UserError) as caught:
+        _of_tag(monkeypatch, tag, epochs=0)
+    for part in ("1000 classes", theirs, "init", f"'timm:{tag}'", "fresh_head: true"):
+        assert part in str(caught.value)
+    assert _of_tag(monkeypatch, tag, epochs=0, fresh_head=True)["pretrained"] == tag
+    assert _of_tag(monkeypatch, tag, epochs=20)["num_classes"] == 1000
+
+
+def test_a_tags_classifier_that_fits_is_taken_as_it_is(monkeypatch):
+    assert _of_tag(monkeypatch, "augreg_in1k", epochs=0)["pretrained"] == "augreg_in1k"
+    with pytest.raises(UserError, match=r"10 classes.*is for 1000 classes"):
+        _of_tag(monkeypatch, "augreg_in1k", epochs=0, classes=10)
+
+
+@pytest.mark.parametrize(("tag", "mean"), [("augreg_in1k", 0.5), ("dino", 0.485)])
+def test_a_tag_brings_its_own_normaliser(monkeypatch, tag, mean):
+    model = {"name": "vit_base", "normalize": "tag"}
+    built = _of_tag(monkeypatch, tag, epochs=20, model=model)["normalize"]
+    assert built[0][0] == mean
+    assert _of_tag(monkeypatch, tag, epochs=20)["normalize"] is None
+
+
+def test_the_best_of_no_probes_is_refused_when_none_can_be_held_out():
+    """A tenth of nine images is none."""
+    config = PretrainConfig(data="digits", batch_size=2, select="best")
+    with pytest.raises(UserError, match=r"probe\.fraction.*of 9 training images none.*got 0\.1.*select: last"):
+        describe_split([], 9, config, seed=0)
+    assert describe_split([3], 10, config, seed=0)["images"] == 1
+    assert describe_split([], 9, config.model_copy(update={"select": "last"}), seed=0)["images"] == 0
 
 
 def test_radii_of_other_norms_are_checked():

@@ -1,9 +1,12 @@
 """What a training stage refuses, and in which words."""
 
 import pytest
+import torch
 from pydantic import ValidationError
 
+from components.errors import UserError
 from components.fingerprint import fingerprinted
+from components.radius import LARGEST, check_radius
 from components.train.config import (
     CONFIGS,
     AdversarialConfig,
@@ -13,6 +16,7 @@ from components.train.config import (
     RadiusConfig,
     TransferConfig,
 )
+from components.train.preparing import mixed, threat_at
 
 
 def _adversarial(**change):
@@ -29,13 +33,102 @@ def test_a_radius_is_a_fraction_or_a_number(written, meant):
 def test_l1_and_l2_radii_of_the_paper_are_accepted():
     assert AttackConfig(norm="L1", eps=75).eps == 75
     assert AttackConfig(norm="L2", eps=2).eps == 2
+    assert AttackConfig(norm="L1", eps=1500).eps == 1500
+    assert AttackConfig(norm="L2", eps=40).eps == 40
+    wide = _adversarial(probe={"norm": "L1", "eps": 75, "other_norms": {"L2": 4, "Linf": 1}})
+    assert wide.probe.other_norms == {"L2": 4, "Linf": 1}
+
+
+@pytest.mark.parametrize("norm", LARGEST)
+def test_the_papers_radii_fit_and_255_times_them_do_not(norm):
+    paper = {"Linf": 4 / 255, "L2": 2.0, "L1": 75.0}[norm]
+    for radius in (paper, 2 * paper, 20 * paper if norm != "Linf" else 1.0):
+        check_radius(norm, radius, where="eps")
+    for slip in (255 * paper, 255 * paper / 12.7):
+        with pytest.raises(UserError, match=r"0-255 units"):
+            check_radius(norm, slip if norm != "Linf" else 255 * paper, where="eps")
+
+
+@pytest.mark.parametrize(
+    ("at", "share"), [(0.0, None), (0.025, 0.0025), (2.5, 0.25), (5.0, 0.5), (9.99, 0.999), (10.0, 1.0), (40.0, 1.0)]
+)
+def test_the_radius_grows_linearly_and_then_stays(at, share):
+    """Debenedetti et al., 2209.07399: linear from 0 over 10 epochs."""
+    config = _adversarial(attack={"eps": 8 / 255, "eps_warmup": 10, "steps": 3, "loss": "trades", "beta": 5})
+    threat = threat_at(config, at)
+    if share is None:
+        assert threat is None, "a radius of 0 is a clean step"
+        return
+    assert threat is not None
+    assert threat.eps == pytest.approx(share * 8 / 255, rel=1e-12)
+    assert (threat.norm, threat.steps, threat.loss, threat.beta, threat.centre) == ("Linf", 3, "trades", 5, "clamped")
+
+
+def test_without_a_warm_up_the_radius_is_whole_from_the_first_step():
+    threat = threat_at(_adversarial(), 0.0)
+    assert threat is not None
+    assert threat.eps == 4 / 255
+    assert threat_at(ConvStemConfig(data="imagenet", init="pretrain"), 3.0) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "smoothing", "mirrored"),
+    [
+        ({}, 0.1, 0.5),
+        ({"augment": "none"}, 0.1, 0.0),
+        ({"faithful": True}, 0.0, 0.0),
+        ({"faithful": True, "augment": "heavy", "mixup": 0.8}, 0.1, 0.5),
+        ({"faithful": True, "cutmix": 1.0}, 0.1, 0.0),
+        ({"faithful": True, "augment": "heavy", "mixup": 0.8, "mixup_prob": 0}, 0.0, 0.5),
+    ],
+)
+def test_what_the_released_code_leaves_out_without_mixing_and_heavy_augmentation(change, smoothing, mirrored):
+    config = _adversarial(**change)
+    assert (config.smoothing, config.mirrored) == (smoothing, mirrored)
+    images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    _, targets = mixed(config, images, labels, classes=4, seed=0, epoch=0, batch=0)
+    if smoothing == 0:
+        assert torch.equal(targets, labels)
+    else:
+        assert float(targets.min()) == pytest.approx(smoothing / 4)
+
+
+def test_the_released_codes_ball_lies_around_pixels_as_they_are():
+    threat = threat_at(_adversarial(faithful=True), 0.0)
+    assert threat is not None
+    assert threat.centre == "given"
 
 
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
         ({"attack": {"eps": 4}}, ["attack.eps", "4.0", "4/255"]),
-        ({"attack": {"norm": "L2", "eps": 510}}, ["attack.eps", "510", "255"]),
+        ({"attack": {"norm": "L2", "eps": 510}}, ["attack.eps", "510", "255", "write 510/255, which is 2."]),
+        ({"attack": {"norm": "L2", "eps": 64}}, ["attack.eps", "got 64.0", "which is 0.251"]),
+        ({"attack": {"norm": "L1", "eps": 75 * 255}}, ["attack.eps", "got 19125.0", "0-255 units", "which is 75."]),
+        ({"probe": {"eps": 4}}, ["probe.eps", "got 4.0", "write 4/255"]),
+        ({"probe": {"eps": 4}, "attack": {"norm": "Linf"}}, ["probe.eps", "write 4/255"]),
+        ({"probe": {"norm": "L2", "eps": 510}}, ["probe.eps", "got 510.0", "which is 2."]),
+        ({"probe": {"eps": 510}, "attack": {"norm": "L2", "eps": 2}}, ["probe.eps", "which is 2."]),
+        ({"probe": {"other_norms": {"L2": 510}}}, ["probe.other_norms.L2", "got 510.0", "which is 2."]),
+        ({"probe": {"other_norms": {"L1": 19125}}}, ["probe.other_norms.L1", "got 19125.0", "which is 75."]),
+        ({"probe": {"other_norms": {"L1": 0}}}, ["probe.other_norms.L1", "above 0"]),
+        ({"probe": {"norm": "L2"}}, ["probe.eps", "of Linf, not of L2", "give the L2 radius"]),
+        ({"select": "best", "probe": {"fraction": 0}}, ["select", "held out", "probe.fraction"]),
+        (
+            {"attack": {"loss": "trades", "kind": "fgsm", "steps": 1}},
+            ["attack.loss", "got 'trades'", "fgsm raises the cross-entropy", "kind: apgd"],
+        ),
+        ({"attack": {"eps_warmup": 20}, "epochs": 20}, ["attack.eps_warmup", "got 20.0", "less than epochs (20)"]),
+        ({"attack": {"eps_warmup": 30}, "epochs": 20}, ["attack.eps_warmup", "got 30.0"]),
+        ({"attack": {"eps_warmup": 1}, "epochs": 1}, ["attack.eps_warmup", "less than epochs (1)"]),
+        ({"attack": {"eps_warmup": 19.5}, "epochs": 20}, []),
+        (
+            {"init": "file:weights.pt", "model": {"normalize": "tag"}},
+            ["model.normalize", "got 'tag'", "timm tag", "init: timm:<tag>"],
+        ),
+        ({"init": "timm:fb_in1k", "model": {"normalize": "tag"}}, []),
+        ({"init": "timm:fb_in1k", "model": {"normalize": "imagenet"}}, ["model.normalize", "imagenet"]),
         ({"attack": {"eps": "4/0"}}, ["eps", "4/255", "4/0"]),
         ({"attack": {"eps": "four"}}, ["eps", "four"]),
         ({"attack": {"eps": -0.1}}, ["eps", "greater than 0"]),

@@ -55,6 +55,16 @@ def test_faithful_is_the_released_codes_order_fill_and_erasing(first_batch):
     assert not np.array_equal(order, shuffled)
 
 
+def test_faithful_basic_augmentation_mirrors_nothing(first_batch):
+    """With whole images as crops, all that basic augmentation can still do is mirror."""
+    whole = {"augment": "basic", "crop_scale": (1.0, 1.0), "crop_aspect": (1.0, 1.0)}
+    mirrored, order = first_batch(**whole, flip=1.0)
+    faithful, fixed = first_batch(**whole, flip=1.0, faithful=True)
+    assert np.array_equal(order, fixed)
+    assert np.array_equal(faithful, mirrored[:, :, ::-1])
+    assert not np.array_equal(faithful, mirrored)
+
+
 def test_faithful_training_groups_its_weights_as_the_released_code():
     from components.models.build import build_model
     from components.train.config import AdversarialConfig
