@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.errors import EXIT_STATUS, UserError
-from pipeline.running import check_machine, console_of_ours, run_here_and_tell, run_on_kubeflow, show_table, shown
+from pipeline.on_kubeflow import cancel_on_kubeflow, run_on_kubeflow
+from pipeline.running import check_machine, console_of_ours, run_here_and_tell, show_results, shown
 
 if TYPE_CHECKING:
     from pipeline.local import Outcome
@@ -57,7 +59,7 @@ def run(
     """Run a recipe: finished stages are reused, interrupted ones continued, the rest is done."""
     chosen = _load(recipe, overrides, again)
     if on == "kubeflow":
-        run_on_kubeflow(chosen, wait)
+        run_on_kubeflow(chosen, wait, tuple(again or ()), jobs)
     elif on == "here":
         run_here_and_tell(chosen, tuple(again or ()), jobs)
     else:
@@ -88,13 +90,14 @@ def compile_(
     recipe: RecipeName,
     output: Annotated[Path, typer.Option("-o", "--output", help="file to write")] = Path("pipeline.yaml"),
     overrides: Overrides = None,
-    image: Annotated[str, typer.Option(help="container image of the steps")] = "",
+    image: Annotated[str, typer.Option(help="container image of the steps; default: ROBUSTRAIN_PIPELINE_IMAGE")] = "",
 ) -> None:
     """Write the Kubeflow pipeline of a recipe; equal recipes give equal bytes."""
     chosen = _load(recipe, overrides)
     from pipeline import graph
 
-    print(graph.compile_to(chosen, output, image or graph.IMAGE))
+    named = image or os.environ.get("ROBUSTRAIN_PIPELINE_IMAGE") or graph.IMAGE
+    print(graph.compile_to(chosen, output, named))
 
 
 @app.command(epilog="Example: robustrain results --json")
@@ -106,8 +109,12 @@ def results(run_id: WhichRun = "", as_json: AsJson = False) -> None:
     found = read(Places.from_environment(), run_id)
     if as_json:
         _print_json(found.plain())
+        print(found.notice(), end="\n" if found.notice() else "", file=sys.stderr)
         return
-    show_table(found.rows, console_of_ours())
+    if found.rows:
+        show_results(found.rows, found.worst_case, console_of_ours())
+    if said := found.notice():
+        print(said)
     if found.report:
         print(f"report: {found.report}")
 
@@ -123,7 +130,7 @@ def report(
 
     found = read(Places.from_environment(), run_id)
     if not found.report:
-        raise UserError("this run has no report", where=found.run_id, remedy="add a `report` stage to its recipe")
+        raise found.no_report()
     if output is None:
         print(found.report)
         return
@@ -181,6 +188,14 @@ def experiments(
     print(f"\nexperiments:  {page}")
     if any(entry.problem for entry in entries):
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: robustrain cancel 3d1f6a2e-8a4b-4f6f-9a0e-0d7f0a1c2b3d")
+def cancel(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="id of a run on Kubeflow, as `run` has printed it")],
+) -> None:
+    """End a run on Kubeflow and delete its RayJobs."""
+    cancel_on_kubeflow(run_id)
 
 
 @app.command()

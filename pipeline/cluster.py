@@ -18,11 +18,15 @@ from components.errors import UserError
 from pipeline.cluster_client import connect, refused, said, told, unreachable
 from pipeline.cluster_settings import ClusterSettings
 
-__all__ = ["ClusterSettings", "RunOutcome", "cancel", "schedule", "submit", "wait"]
+__all__ = ["ClusterSettings", "RunFailedError", "RunOutcome", "cancel", "schedule", "submit", "wait"]
 
 CALL_SECONDS = (5, 30)
 ENDS = frozenset({"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"})
 """States after which a run does not change."""
+
+
+class RunFailedError(Exception):
+    """A run on the cluster has ended without success; nothing about the command was wrong."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,8 @@ def wait(run_id: str, *, settings: ClusterSettings, show: Callable[[str], None] 
     """Follows a run to its end and tells every change of a task's state.
 
     Raises:
-        UserError: the run failed or was cancelled, is not known, or the API stayed out of reach. The run itself goes on
-            when only the waiting ends.
+        RunFailedError: the run failed or was cancelled. One line, with where to look.
+        UserError: the run is not known, or the API stayed out of reach; then the run itself goes on.
     """
     client = connect(settings)
     shown: dict[str, str] = {}
@@ -131,15 +135,23 @@ def cancel(run_id: str, *, settings: ClusterSettings) -> list[str]:
     """Ends a run, deletes its RayJobs and returns their names: Kubeflow's own way may leave jobs behind.
 
     Raises:
-        UserError: an API is out of reach or refuses; the message says which.
+        UserError: an API is out of reach or refuses; the message says which, and whether the run was ended.
     """
     from components.launch import rayjob
 
     client = connect(settings)
     with told(settings, "cancel the run"):
         client.terminate_run(run_id)
-    # A label selects the jobs; no image is needed for that.
-    return rayjob.cancel(run_id, settings=rayjob.RayJobSettings(image="", namespace=settings.job_namespace))
+    try:
+        # A label selects the jobs; no image is needed for that.
+        return rayjob.cancel(run_id, settings=rayjob.RayJobSettings(image="", namespace=settings.job_namespace))
+    except UserError as error:
+        label = f"{rayjob.RUN_LABEL}={rayjob.label_value(run_id)}"
+        raise UserError(
+            f"the run was told to end, but its RayJobs could not be deleted: {error}".rstrip("."),
+            where=f"run {run_id}",
+            remedy=f"kubectl -n {settings.job_namespace} delete rayjobs -l {label}",
+        ) from error
 
 
 def _upload(client: Any, package: Path, name: str, settings: ClusterSettings) -> tuple[str, str]:
@@ -222,14 +234,11 @@ def _tasks(run: Any) -> dict[str, tuple[str, str, str]]:
 def _ended(run: Any, tasks: dict[str, tuple[str, str, str]], settings: ClusterSettings) -> RunOutcome:
     where = f"run {run.run_id}"
     if run.state == "CANCELED":
-        raise UserError("was cancelled", where=where, remedy="start it again: finished stages are reused")
+        raise RunFailedError(f"{where} was cancelled. Start it again: finished stages are reused.")
     if run.state == "FAILED":
         failed = [(name, error) for name, state, error in tasks.values() if state == "FAILED"]
         name, error = failed[0] if failed else ("", run.error.message if run.error else "")
         what = f"stage {name} failed" if name else "failed"
-        raise UserError(
-            f"{what}: {error.strip() or 'no cause was given'}".rstrip("."),
-            where=where,
-            remedy=f"read the step's log at {settings.run_url(run.run_id)}",
-        )
+        cause = " ".join(error.split()).rstrip(".") or "no cause was given"
+        raise RunFailedError(f"{where}: {what}: {cause}. Read the step's log at {settings.run_url(run.run_id)}.")
     return RunOutcome(run.run_id, run.state, {name: state for name, state, _ in tasks.values()})

@@ -69,7 +69,7 @@ def close_run(run_id: str, state: str) -> dict[str, Any]:
     places = Places.from_environment()
     Tracking(places).close_pipeline_run(run_id, state=state)
     found = read(places, run_id)
-    return {"rows": found.rows, "report": found.report}
+    return {"rows": found.rows, "worst_case": found.worst_case, "report": found.report}
 
 
 def main(request: Path) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Outcome:
     Attributes:
         run_id: the parent's MLflow id.
         stages: for each stage its last live report.
-        rows: the results, as `pipeline.results.Results.rows`.
+        rows: the results, as `pipeline.results.Results.rows`; `worst_case` likewise.
         report: path of the HTML page; empty where the recipe has none.
         user: where it failed before any stage did: whether the person can mend it.
     """
@@ -48,6 +48,7 @@ class Outcome:
     rows: list[dict[str, Any]]
     report: str
     user: bool = False
+    worst_case: list[dict[str, Any]] = field(default_factory=list)
 
     def failed(self) -> dict[str, Any] | None:
         """The report of the stage that failed, if one did; of several the first, whose end was the others'."""

@@ -37,6 +37,34 @@ class Results:
     rows: list[dict[str, Any]]
     worst_case: list[dict[str, Any]]
     report: str
+    last_complete: str = ""
+    """Id of the newest pipeline run that is complete, where that is another one than this."""
+    plans_report: bool = False
+    """Whether its recipe has a `report` stage."""
+
+    def notice(self) -> str:
+        """A sentence where this run is not complete or has no figures; empty where there is nothing to say."""
+        here = f"run {self.run_id[:8]} of {self.name}"
+        if self.state != "complete":
+            empty = "" if self.rows else " and has no figures"
+            return f"{here} is not complete (it says: {self.state}){empty}. {self._elsewhere()}"
+        return "" if self.rows else f"{here} is complete and measured no robust accuracy."
+
+    def no_report(self) -> UserError:
+        """What to say where there is no page: the recipe has no such stage, or the run did not come that far."""
+        if not self.plans_report:
+            remedy = "add a `report` stage to its recipe"
+            return UserError("this run has no report", where=f"run {self.run_id}", remedy=remedy)
+        what = f"this run has not come as far as its report; it says: {self.state}"
+        return UserError(what, where=f"run {self.run_id}", remedy=self._elsewhere().rstrip("."))
+
+    def _elsewhere(self) -> str:
+        finish = f"Start it again to finish it: robustrain run {self.name}"
+        return (
+            f"{finish}; or look at the newest complete run: --run {self.last_complete[:8]}."
+            if self.last_complete
+            else f"{finish}."
+        )
 
     def plain(self) -> list[dict[str, Any]]:
         """The rows with the documented keys only."""
@@ -57,7 +85,8 @@ def read(places: Places, run: str = "") -> Results:
     if places.is_fresh:
         raise UserError("no run is known here", where=str(places.home), remedy="start one: `robustrain run quickstart`")
     tracking = Tracking(places)
-    chosen = _choose(tracking.last_pipeline_runs(200), run, places)
+    runs = tracking.last_pipeline_runs(200)
+    chosen = _choose(runs, run, places)
     recipe = tracking.recipe_of(chosen["run_id"])
     rows: list[dict[str, Any]] = []
     worst: list[dict[str, Any]] = []
@@ -65,12 +94,24 @@ def read(places: Places, run: str = "") -> Results:
     for name, (run_id, _) in tracking.stages_of(chosen["run_id"]).items():
         artifacts = tracking.artifacts(tracking.client.get_run(run_id))
         found = artifacts.read_json("results/results.json") or {}
-        rows += rows_here(name, found.get("rows", []), recipe)
+        split = {"split": found.get("conditions", {}).get("split")}
+        named = rows_here(name, found.get("rows", []), recipe)
+        rows += [{**row, "details": {**split, **row.get("details", {})}} for row in named]
         worst += [{**row, "evaluation": name} for row in rows_here(name, found.get("union", []), recipe)]
         page = artifacts.fetch("report.html")
         report = str(page) if page else report
     rows = sorted(strongest(rows), key=lambda row: _order(row, recipe))
-    return Results(chosen["run_id"], chosen["name"], chosen["state"], rows, worst, report)
+    others = [other["run_id"] for other in runs if other["state"] == "complete" and other != chosen]
+    return Results(
+        run_id=chosen["run_id"],
+        name=chosen["name"],
+        state=chosen["state"],
+        rows=rows,
+        worst_case=worst,
+        report=report,
+        last_complete=others[0] if others else "",
+        plans_report=any(entry.get("kind") == "report" for entry in recipe.get("stages", {}).values()),
+    )
 
 
 def strongest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

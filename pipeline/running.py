@@ -1,4 +1,4 @@
-"""What the `run` and `experiments` commands do: run with live lines, tell how it ended, or hand on to a cluster.
+"""What the `run` and `experiments` commands do: run with live lines, and tell how it ended.
 
 As light to import as `pipeline.cli` itself: everything heavy is imported inside the functions.
 """
@@ -27,8 +27,14 @@ def run_here_and_tell(recipe: Recipe, again: tuple[str, ...], jobs: int) -> None
         UserError: this machine lacks something.
         typer.Exit: a stage failed, or the run was stopped.
     """
+    from pipeline.plan import kept_behind
+
     console = console_of_ours()
     check_machine()
+    for name, behind in kept_behind(recipe, again).items():
+        console.print(
+            f"{name}: not run again, though {', '.join(behind)} is; for that add --again {name}", highlight=False
+        )
     _conclude(shown(recipe, console, again, jobs), console)
 
 
@@ -65,10 +71,19 @@ def _conclude(outcome: Outcome, console: Console) -> None:
         _say_why(outcome)
     if outcome.rows:
         console.print()
-        show_table(outcome.rows, console)
+        show_results(outcome.rows, outcome.worst_case, console)
     if outcome.report:
         print(f"\nreport:  {outcome.report}")
-    print(f"MLflow:  mlflow ui --backend-store-uri {Places.from_environment().tracking_uri}")
+    print(f"MLflow:  {mlflow_command()} ui --backend-store-uri {Places.from_environment().tracking_uri}")
+
+
+def mlflow_command() -> str:
+    """How `mlflow` is called from here: by its name where the shell finds it, else by its path beside this Python."""
+    import shlex
+    import shutil
+
+    beside = Path(sys.executable).parent / "mlflow"
+    return "mlflow" if shutil.which("mlflow") or not beside.exists() else shlex.quote(str(beside))
 
 
 def _say_why(outcome: Outcome) -> NoReturn:
@@ -82,28 +97,15 @@ def _say_why(outcome: Outcome) -> NoReturn:
     raise typer.Exit(EXIT_STATUS if user else 1)
 
 
-def show_table(rows: list[dict[str, Any]], console: Console) -> None:
-    """Prints results as a table."""
-    from pipeline.report.tables import terminal_table
+def show_results(rows: list[dict[str, Any]], worst_case: list[dict[str, Any]], console: Console) -> None:
+    """Prints results as a table, the worst cases over the norms, and the conditions that hold for all of them."""
+    from pipeline.report.terminal import terminal_conditions, terminal_table, terminal_worst_cases
 
     console.print(terminal_table(rows))
-
-
-def run_on_kubeflow(recipe: Recipe, wait: bool) -> None:
-    """Compiles a recipe, starts it on the cluster and, with `wait`, follows it to its end."""
-    import tempfile
-
-    from pipeline import cluster, graph
-
-    settings = cluster.ClusterSettings.from_environment()
-    with tempfile.TemporaryDirectory() as folder:
-        package = graph.compile_to(recipe, Path(folder) / "pipeline.yaml", settings.image or graph.IMAGE)
-        run_id = cluster.submit(
-            package, pipeline_name=f"robustrain-{recipe.name}", run_name=recipe.name, parameters={}, settings=settings
-        )
-    print(f"submitted: run {run_id}")
-    if wait:
-        cluster.wait(run_id, settings=settings)
+    if (worst := terminal_worst_cases(worst_case)) is not None:
+        console.print(worst)
+    for line in terminal_conditions(rows):
+        console.print(line, highlight=False, markup=False)
 
 
 def console_of_ours() -> Console:

@@ -21,7 +21,17 @@ from components.launch.rayjob_reaper import Reaper
 from components.launch.rayjob_settings import RayJobSettings, Resources, Timing
 from components.launch.rayjob_watch import Ended, follow
 
-__all__ = ["RayJobSettings", "Resources", "Timing", "cancel", "job_name", "launch", "render"]
+__all__ = [
+    "RUN_LABEL",
+    "RayJobSettings",
+    "Resources",
+    "Timing",
+    "cancel",
+    "job_name",
+    "label_value",
+    "launch",
+    "render",
+]
 
 MAX_CLAIMS = 3
 """Another pipeline's job that we attached to may be deleted under us; then the claim is made anew."""

@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from pipeline.report.page import build_report
 from pipeline.report.stage import ReportStage
-from pipeline.report.tables import terminal_table
+from pipeline.report.terminal import terminal_table
 
 __all__ = ["ReportStage", "build_report", "terminal_table"]

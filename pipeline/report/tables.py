@@ -1,10 +1,9 @@
-"""The figures as tables: for the page, and compact for the terminal."""
+"""The figures as tables of the page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from pipeline.report.charts import Styles, interval_bar
 from pipeline.report.compare import Comparison
@@ -13,9 +12,6 @@ from pipeline.report.markup import Content, Markup, element, join
 from pipeline.report.measurement import Measurement, grouped
 from pipeline.report.paper import PUBLISHED, AgainstPaper, Published
 from pipeline.report.plots import key_mark
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -152,34 +148,6 @@ def _published_cells(one: Published) -> list[Content]:
     threat = {4: "4/255", 8: "8/255"}.get(round(one.eps * 255), f"{one.eps:g}")
     figures = [percent(one.clean), percent(one.robust)]
     return [one.title, f"{one.norm} {threat}", count(one.resolution), one.epochs, *figures, one.source]
-
-
-def terminal_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows of `results.json` as a table for the terminal, at most 100 columns wide."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
-    drawn.add_column("model", max_width=30)
-    for title in ("data", "threat", "attack"):
-        drawn.add_column(title, overflow="fold")
-    for title in ("n", "clean", "robust", "95 %"):
-        drawn.add_column(title, justify="right", no_wrap=True)
-    figures = [Measurement.from_row(row) for row in rows]
-    for name, some in grouped(figures, lambda row: row.name).items():
-        for i, row in enumerate(some):
-            head = Text(name, style="bold") if i == 0 else Text(row.model_title if i == 1 else "", style="dim")
-            if len(some) == 1:
-                head.append(f"\n{row.model_title}", style="dim not bold")
-            drawn.add_row(head, *(Text(cell) for cell in _terminal_cells(row)), end_section=i == len(some) - 1)
-    return drawn
-
-
-def _terminal_cells(row: Measurement) -> list[str]:
-    place = f"{row.dataset} {row.resolution}" if row.resolution else row.dataset
-    shares = [percent(value).removesuffix("%").rstrip() for value in (row.clean, row.robust)]
-    return [place, row.threat, row.attack, count(row.n), *shares, interval(row.low, row.high)]
 
 
 def _framed(columns: Sequence[Column], bodies: Content, class_: str) -> Markup:

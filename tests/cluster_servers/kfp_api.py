@@ -54,6 +54,8 @@ class Kubeflow:
     faults: list[str] = field(default_factory=list)
     """Requests that the swagger or the protobuf does not allow."""
     asked: list[str] = field(default_factory=list)
+    packages: list[dict[str, Any]] = field(default_factory=list)
+    """The pipelines that were uploaded."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -157,6 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
                 try:
                     documents = list(yaml.safe_load_all(part.get_payload(decode=True)))
                     json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
+                    self.kubeflow.packages.append(documents[0])
                     return True
                 except (json_format.ParseError, yaml.YAMLError, IndexError) as error:
                     self._fault(f"package: {error}")

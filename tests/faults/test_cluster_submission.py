@@ -12,7 +12,7 @@ import pytest
 from components.errors import UserError
 from components.launch import rayjob
 from pipeline import cluster
-from pipeline.cluster import ClusterSettings
+from pipeline.cluster import ClusterSettings, RunFailedError
 from tests.cluster_servers import crd
 from tests.cluster_servers.kfp_api import Kubeflow, serve
 from tests.cluster_servers.kubernetes_api import Cluster
@@ -137,13 +137,13 @@ def test_waiting_shows_the_tasks_and_ends_with_the_run() -> None:
 
 
 def test_waiting_ends_when_the_run_is_cancelled() -> None:
-    with pytest.raises(UserError, match="was cancelled"):
+    with pytest.raises(RunFailedError, match="was cancelled"):
         follow(Kubeflow(states=[("RUNNING", {}), ("CANCELING", {}), ("CANCELED", {})]))
 
 
 def test_a_failed_run_names_its_stage_and_cause() -> None:
     states = [("FAILED", {"encode": "SUCCEEDED", "train": "FAILED"})]
-    with pytest.raises(UserError, match=r"stage train failed: out of memory.*#/runs/details/run-1"):
+    with pytest.raises(RunFailedError, match=r"stage train failed: out of memory.*#/runs/details/run-1"):
         follow(Kubeflow(states=states, errors={"train": "out of memory"}))
 
 
@@ -167,6 +167,20 @@ def test_cancel_ends_the_run_and_deletes_its_jobs(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(rayjob, "connect", lambda: api)
         gone = cluster.cancel("run-1", settings=replace(settings(host), job_namespace="team"))
     assert gone == [name]
+    assert "POST /runs/run-1:terminate" in kubeflow.asked
+
+
+def test_a_run_whose_jobs_cannot_be_deleted_is_told_to_be_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise UserError("no cluster is configured", remedy="set KUBECONFIG")
+
+    monkeypatch.setattr(rayjob, "connect", fails)
+    kubeflow = Kubeflow(runs={"run-1": {"run_id": "run-1"}})
+    with serve(kubeflow) as host, pytest.raises(UserError) as caught:
+        cluster.cancel("run-1", settings=replace(settings(host), job_namespace="team"))
+    said = str(caught.value)
+    assert "the run was told to end, but its RayJobs could not be deleted: no cluster is configured" in said
+    assert "kubectl -n team delete rayjobs -l robustrain/kfp-run-id=run-1" in said
     assert "POST /runs/run-1:terminate" in kubeflow.asked
 
 

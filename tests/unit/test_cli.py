@@ -21,7 +21,9 @@ def robustrain(*arguments, home, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False)
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "compile", "results", "report", "recipes", "experiments", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["run", "cancel", "plan", "compile", "results", "report", "recipes", "experiments", "doctor"]
+)
 def test_every_command_has_help(command):
     shown = CliRunner().invoke(app, [command, "--help"])
     assert shown.exit_code == 0
@@ -30,7 +32,7 @@ def test_every_command_has_help(command):
 
 def test_help_names_every_command():
     shown = CliRunner().invoke(app, ["--help"]).output
-    for command in ("run", "plan", "compile", "results", "report", "recipes", "experiments", "doctor"):
+    for command in ("run", "cancel", "plan", "compile", "results", "report", "recipes", "experiments", "doctor"):
         assert command in shown
 
 
@@ -42,6 +44,9 @@ def test_help_names_every_command():
         (("plan", "quickstart", "--set", "adversarial.attack.eps=8"), "stages.adversarial.attack.eps"),
         (("run", "quickstart", "--again", "adversaril"), "did you mean 'adversarial'"),
         (("run", "quickstart", "--on", "mars"), "--on"),
+        (("run", "quickstart", "--on", "kubeflow", "--again", "pretrain"), "--again: means nothing on a cluster"),
+        (("run", "quickstart", "--on", "kubeflow", "-j", "3"), "--jobs: means nothing on a cluster"),
+        (("cancel", "some-run"), "ROBUSTRAIN_KFP_HOST"),
         (("results",), "no run is known here"),
         (("report",), "no run is known here"),
         (("recipes", "--show", "nothing"), "unknown recipe"),

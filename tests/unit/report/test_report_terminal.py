@@ -8,11 +8,12 @@ import sys
 from rich.console import Console
 
 from pipeline.report import terminal_table
+from pipeline.report.terminal import terminal_conditions, terminal_worst_cases
 
 
-def printed(rows, width: int = 100) -> list[str]:
+def printed(rows, width: int = 100, drawn=terminal_table) -> list[str]:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(terminal_table(rows))
+    console.print(drawn(rows))
     return console.export_text().splitlines()
 
 
@@ -42,3 +43,28 @@ def test_importing_the_report_loads_nothing_heavy():
     code = "import sys, pipeline.report; print([m for m in ('rich','matplotlib','numpy','yaml','kfp','mlflow','torch','pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_worst_cases_are_shown_with_the_threats_they_are_taken_over(stages):
+    rows = [row for stage in stages for row in stage.union]
+    text = "\n".join(printed(rows, 120, terminal_worst_cases)).replace("\N{NO-BREAK SPACE}", " ")
+    assert "adversarial-patch" in text
+    assert text.count("Linf 0.15, L2 1, L1 10") == len(rows)
+    assert "38.0" in text
+    assert terminal_worst_cases([]) is None
+
+
+def measured(name: str, **details):
+    known = {"attack_library": "lib 1", "precision": "fp32", "batch_size": 64, "seed": 0, "split": "val"}
+    return {"name": name, "norm": "L1", "eps": 20.0, "details": {**known, "images_digest": "abcdef0123", **details}}
+
+
+def test_the_conditions_that_the_table_has_no_room_for_stand_below_it():
+    note = "targets capped at classes - 1 = 3: APGD-T 3 instead of 9"
+    rows = [measured("a"), measured("b", images_digest="9876543210", targets_note=note, batch_size=32)]
+    assert terminal_conditions(rows) == [
+        "Attacks: lib 1, fp32, batches of 64 and 32.",
+        "Images: of the split val, drawn with seed 0: abcdef01 (a) and 98765432 (b).",
+        "Targets capped at classes - 1 = 3: APGD-T 3 instead of 9 (b, L1 20).",
+    ]
+    assert terminal_conditions([{"name": "a"}]) == []

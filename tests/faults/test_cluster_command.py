@@ -1,0 +1,117 @@
+"""`robustrain run --on kubeflow` and `cancel` from the command line, with a real recipe, against a Kubeflow over HTTP."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from components.launch import rayjob
+from pipeline import cluster
+from pipeline.cli import app
+from pipeline.recipe import load
+from tests.cluster_servers.kfp_api import Kubeflow, serve
+from tests.cluster_servers.kubernetes_api import Cluster
+from tests.faults.test_cluster_launcher import body, connected
+
+TINY = str(Path(__file__).parents[1] / "e2e" / "tiny.yaml")
+STAGES = list(load(TINY).stages)
+
+
+@pytest.fixture
+def kubeflow() -> Kubeflow:
+    return Kubeflow(states=[("SUCCEEDED", dict.fromkeys(STAGES, "SUCCEEDED"))])
+
+
+@pytest.fixture
+def host(kubeflow: Kubeflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    from kfp.client import Client
+
+    monkeypatch.setattr(Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
+    for name in ("KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serve(kubeflow) as address:
+        monkeypatch.setenv("ROBUSTRAIN_KFP_HOST", address)
+        yield address
+
+
+def robustrain(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_a_real_recipe_is_compiled_uploaded_started_and_followed(
+    kubeflow: Kubeflow, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUSTRAIN_PIPELINE_IMAGE", "registry.example.com/team/pipeline:7")
+    done = robustrain("run", TINY, "--on", "kubeflow")
+    assert done.exit_code == 0, done.output
+    assert kubeflow.faults == []
+    assert list(kubeflow.pipelines) == ["robustrain-tiny"]
+    [(run_id, run)] = kubeflow.runs.items()
+    assert run["display_name"] == "tiny"
+    assert done.stdout.splitlines() == [
+        f"submitted: run {run_id}",
+        f"page:      {host}/#/runs/details/{run_id}",
+        *(f"{name}: succeeded" for name in STAGES),
+    ]
+    [package] = kubeflow.packages
+    executors = package["deploymentSpec"]["executors"].values()
+    assert {one["container"]["image"] for one in executors} == {"registry.example.com/team/pipeline:7"}
+    assert {task["taskInfo"]["name"] for task in package["root"]["dag"]["tasks"].values()} == set(STAGES)
+
+
+def test_without_waiting_it_ends_after_the_start(kubeflow: Kubeflow, host: str) -> None:
+    kubeflow.states = [("RUNNING", {})]
+    done = robustrain("run", TINY, "--on", "kubeflow", "--no-wait")
+    assert done.exit_code == 0
+    assert len(kubeflow.runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ([("FAILED", {"pretrain": "FAILED"})], "stage pretrain failed: out of memory"),
+        ([("CANCELED", {})], "was cancelled"),
+    ],
+)
+def test_a_run_that_fails_is_status_1(kubeflow: Kubeflow, host: str, states: Any, said: str) -> None:
+    """2 is for what the person who typed the command can mend."""
+    kubeflow.states, kubeflow.errors = states, {"pretrain": "out of memory"}
+    done = robustrain("run", TINY, "--on", "kubeflow")
+    assert done.exit_code == 1
+    [line] = [line for line in done.output.splitlines() if line.startswith("error: ")]
+    assert said in line
+
+
+def test_ctrl_c_says_that_the_run_goes_on_and_how_to_end_it(
+    kubeflow: Kubeflow, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(run_id: str, **_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "wait", interrupted)
+    done = robustrain("run", TINY, "--on", "kubeflow")
+    assert done.exit_code == 130
+    [run_id] = kubeflow.runs
+    assert (
+        done.stdout.splitlines()[-1]
+        == f"no longer followed; run {run_id} goes on. To end it: robustrain cancel {run_id}"
+    )
+    assert f"POST /runs/{run_id}:terminate" not in kubeflow.asked
+
+
+def test_cancel_ends_the_run_and_deletes_its_jobs(
+    kubeflow: Kubeflow, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUSTRAIN_NAMESPACE", "team")
+    kubeflow.runs["run-1"] = {"run_id": "run-1"}
+    kubernetes, name = Cluster(), body()["metadata"]["name"]
+    kubernetes.put(name, body())
+    with connected(kubernetes) as api:
+        monkeypatch.setattr(rayjob, "connect", lambda: api)
+        first, again = robustrain("cancel", "run-1"), robustrain("cancel", "run-1")
+    assert (first.exit_code, first.stdout) == (0, f"cancelled: run run-1\ndeleted:   RayJob {name}\n")
+    assert again.stdout == "cancelled: run run-1\ndeleted:   no RayJob was left\n"
+    assert "POST /runs/run-1:terminate" in kubeflow.asked
