@@ -163,11 +163,16 @@ def launch(spec: StageSpec, kind: StageKind, log: Path) -> None:
             kind=spec.kind,
             room=kind.room,
             fingerprint=spec.fingerprint,
-            resources=rayjob.Resources(**{**vars(kind.resources), "workers": max(1, spec.config.get("workers", 1))}),
+            resources=rayjob.Resources(**vars(kind.resources) | _workers(spec)),
             settings=rayjob.RayJobSettings.from_environment(),
         )
         return
     warm.call("pipeline.step:work", log, preload=kind.preload, nice=kind.nice, spec=spec.model_dump())
+
+
+def _workers(spec: StageSpec) -> dict[str, int]:
+    """How many working pods a stage's configuration asks for; evaluations do not say, and get one."""
+    return {"workers": max(1, spec.config.get("workers", 1)), "workers_min": spec.config.get("workers_min") or 0}
 
 
 def work(spec: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 from components.errors import UserError
@@ -76,10 +77,15 @@ def render(
     assert _ROOM.fullmatch(room), room
     name = job_name(stage, fingerprint)
     labels = _labels(name, stage, kind, fingerprint, settings)
+    if settings.queue:
+        # Kueue admits a job as a whole and refuses one whose size may vary.
+        resources = replace(resources, workers_min=0)
     pods = PodTemplates(labels, resources, settings, _environment(spec_json))
     cluster: dict[str, Any] = {"rayVersion": settings.ray_version, "headGroupSpec": pods.head()}
     if resources.workers > 1:
         cluster["workerGroupSpecs"] = [pods.workers()]
+    if resources.is_elastic:
+        cluster |= {"enableInTreeAutoscaling": True, "autoscalerOptions": pods.autoscaler()}
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",

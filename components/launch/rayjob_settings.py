@@ -43,6 +43,8 @@ class Resources:
         memory_gib: memory of every working pod, GiB; /dev/shm counts towards it.
         gpus: GPUs of every working pod.
         workers: Ray workers of the stage. With 0 or 1 the head does the work alone, from 2 on it leads that many pods.
+        workers_min: with how many of them it can begin, where it takes as many as the cluster has room for; 0: with all
+            of them or none.
         deadline_s: seconds from the job's start after which KubeRay ends it.
     """
 
@@ -51,9 +53,16 @@ class Resources:
     gpus: int = 0
     workers: int = 0
     deadline_s: int = 24 * 3600
+    workers_min: int = 0
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of working pods may vary."""
+        return 0 < self.workers_min < self.workers
 
     def __post_init__(self) -> None:
-        for name, least in (("cpus", 0.1), ("memory_gib", 0.5), ("gpus", 0), ("workers", 0), ("deadline_s", 1)):
+        whole = (("gpus", 0), ("workers", 0), ("workers_min", 0), ("deadline_s", 1))
+        for name, least in (("cpus", 0.1), ("memory_gib", 0.5), *whole):
             if getattr(self, name) < least:
                 raise UserError(
                     "is too small",

@@ -33,19 +33,33 @@ class PodTemplates:
             {"containerPort": 10001, "name": "client"},
         ]
         memory = settings.head_memory_gib if wanted.workers > 1 else wanted.memory_gib
-        return {"rayStartParams": parameters, "template": self._template(container, memory)}
+        template = self._template(container, memory)
+        if wanted.is_elastic:
+            # The autoscaler in this pod changes the number of workers, by a service account that KubeRay makes for it.
+            template["spec"]["automountServiceAccountToken"] = True
+        return {"rayStartParams": parameters, "template": template}
 
     def workers(self) -> dict[str, Any]:
-        """The group of equal pods that train or attack; all of them or none, never scaled."""
-        count = self._resources.workers
+        """The group of equal pods that train or attack: all of them or none, or, where the number may vary, the least
+        number at first and more when Ray asks for them and the cluster has room."""
+        most = self._resources.workers
+        least = self._resources.workers_min if self._resources.is_elastic else most
         container = self._container("ray-worker", self._working())
         return {
             "groupName": "workers",
-            "replicas": count,
-            "minReplicas": count,
-            "maxReplicas": count,
+            "replicas": least,
+            "minReplicas": least,
+            "maxReplicas": most,
             "rayStartParams": {},
             "template": self._template(container, self._resources.memory_gib),
+        }
+
+    def autoscaler(self) -> dict[str, Any]:
+        """Options of the container that KubeRay adds to the head of a cluster whose size may vary."""
+        return {
+            "securityContext": _unprivileged(),
+            # A worker that has come must not go again while the training is still preparing.
+            "idleTimeoutSeconds": 600,
         }
 
     def submitter(self) -> dict[str, Any]:
@@ -101,7 +115,7 @@ class PodTemplates:
     def _pod_spec(self, containers: list[dict[str, Any]]) -> dict[str, Any]:
         spec: dict[str, Any] = {
             "containers": containers,
-            # Nothing in a training pod talks to Kubernetes, so a stolen image gets no token.
+            # Nothing in a training pod talks to Kubernetes (but for an autoscaler), so a stolen image gets no token.
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": {

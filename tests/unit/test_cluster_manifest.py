@@ -31,6 +31,7 @@ SMALL = Resources()
 CASES = {
     "plain": (PLAIN, Resources()),
     "all settings": (FULL, Resources(cpus=8, memory_gib=64, gpus=8)),
+    "a range of workers": (PLAIN, Resources(gpus=1, workers=4, workers_min=1)),
     "workers": (FULL, Resources(cpus=0.5, memory_gib=1.5, gpus=1, workers=4, deadline_s=3600)),
 }
 
@@ -100,6 +101,30 @@ def test_the_head_works_alone_or_leads_workers() -> None:
     assert led["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     group = led["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == 3
+
+
+def test_a_range_of_workers_begins_with_the_least_and_may_grow() -> None:
+    cluster = make(resources=Resources(gpus=1, workers=4, workers_min=2))["spec"]["rayClusterSpec"]
+    [group] = cluster["workerGroupSpecs"]
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (2, 2, 4)
+    assert cluster["enableInTreeAutoscaling"] is True
+    head, worker = (one["template"]["spec"] for one in (cluster["headGroupSpec"], group))
+    assert head["automountServiceAccountToken"] is True, "the autoscaler in the head talks to Kubernetes"
+    assert worker["automountServiceAccountToken"] is False
+
+
+def test_a_queue_admits_all_workers_or_none() -> None:
+    wanted = Resources(gpus=1, workers=4, workers_min=2)
+    assert make(FULL, wanted) == make(FULL, Resources(gpus=1, workers=4))
+
+
+@pytest.mark.parametrize("wanted", [{"workers": 4}, {"workers": 4, "workers_min": 4}, {"workers": 1, "workers_min": 1}])
+def test_a_number_of_workers_is_never_scaled(wanted: dict[str, int]) -> None:
+    cluster = make(resources=Resources(**wanted))["spec"]["rayClusterSpec"]
+    assert "enableInTreeAutoscaling" not in cluster
+    for group in cluster.get("workerGroupSpecs", []):
+        assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == 4
+    assert cluster["headGroupSpec"]["template"]["spec"]["automountServiceAccountToken"] is False
 
 
 def test_working_pods_have_shared_memory_selectors_and_secrets() -> None:

@@ -189,7 +189,15 @@ def test_a_step_that_attached_to_anothers_job_hands_on_the_run_that_is_complete(
     assert tracking.stages_of(parent) == {"x": (theirs.run_id, "reused")}
 
 
-def test_job_stages_are_launched_as_rayjobs_where_the_environment_says_so(here, monkeypatch):
+@pytest.mark.parametrize(
+    ("config", "workers"),
+    [
+        ({"workers": 4}, (4, 0)),
+        ({"workers": 4, "workers_min": 1}, (4, 1)),
+        ({"workers": 0, "workers_min": None}, (1, 0)),
+    ],
+)
+def test_job_stages_are_launched_as_rayjobs_where_the_environment_says_so(here, monkeypatch, config, workers):
     from components.launch import rayjob
 
     seen = {}
@@ -197,9 +205,8 @@ def test_job_stages_are_launched_as_rayjobs_where_the_environment_says_so(here, 
     monkeypatch.setenv("ROBUSTRAIN_IMAGE", "example/train:1")
     monkeypatch.setenv("ROBUSTRAIN_NAMESPACE", "team")
     monkeypatch.setattr(rayjob, "launch", lambda text, **asked: seen.update(asked, text=text))
-    spec = StageSpec(
-        name="adversarial", kind="adversarial", config={"workers": 4}, seed=0, fingerprint="f" * 64, run_id="r"
-    )
+    spec = StageSpec(name="adversarial", kind="adversarial", config=config, seed=0, fingerprint="f" * 64, run_id="r")
     step.launch(spec, STAGES["adversarial"], here.logs / "x.log")
-    assert (seen["room"], seen["stage"], seen["resources"].workers) == ("train", "adversarial", 4)
+    assert (seen["room"], seen["stage"]) == ("train", "adversarial")
+    assert (seen["resources"].workers, seen["resources"].workers_min) == workers
     assert StageSpec.model_validate_json(seen["text"]) == spec
