@@ -1,20 +1,23 @@
 """What an adversarial training step costs: in counted FLOPs, in time, and beside the same step written out plainly.
 
-    python benchmarks/adversarial_step.py [--json] [--quick] [--compile] [--only flops|small|large]
+    python benchmarks/adversarial_step.py [--json] [--quick] [--eager] [--only flops|small|large|gpu]
 
 Needs torch, timm, `benchmarks` and `components`, so that it can be copied to a bare GPU machine. The plain step is
 `benchmarks.plain_step`; "as released" asks autograd for the images' gradient alone, as the paper's code is described to
-do. Everything that is compared runs in turns in this one process, on the same weights and batch, with AdamW and the
-averaged weights in every step.
+do. Everything that is compared takes turns in one run, on the same weights and batch, with AdamW and the averaged
+weights in every step. On a CPU this repository's steps run in a process beside, which keeps freed memory as its
+trainings do (`benchmarks.elsewhere`); the plain ones in this process, as they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import itertools
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +29,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.counted_flops import step_flops
+from benchmarks.elsewhere import elsewhere
 from benchmarks.plain_step import Levers, PlainStep
 from benchmarks.rows import Row, row, show
-from benchmarks.timing import Times, side_by_side
+from benchmarks.timing import Times, Work, side_by_side
 from components.models import build_model
 from components.train.ema import Ema
 from components.train.optim import build_optimizer
@@ -45,6 +49,7 @@ LEVERS = {
     "fused AdamW": "fused",
     "channels-last": "channels_last",
 }
+ALL_LEVERS = Levers(**dict.fromkeys(LEVERS.values(), True))
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Case:
         return f"{self.network}, {self.side} px, batch {self.batch}"
 
 
-SMALL, LARGE = Case("convnext_micro", 32, 64, 15), Case("convnext_tiny", 64, 4, 7)
+SMALL, LARGE = Case("convnext_micro", 32, 64, 15), Case("convnext_tiny", 224, 8, 5)
 TINY = Case("convnext_micro", 32, 4, 1)
 ON_GPU = Case("convnext_tiny", 224, 128, 5)
 
@@ -127,15 +132,23 @@ def flop_rows() -> list[Row]:
     ]
 
 
-def step_rows(case: Case, *, compile_too: bool) -> list[Row]:
-    """Both forms against the clean step and the plain steps, in float32."""
+def our_works(case: Case, *, compile_too: bool) -> dict[str, Work]:
+    """This repository's steps on a CPU, and the plain one with all levers; made in the process beside."""
     bench = Bench(case, "cpu")
-    works: dict[str, Callable[[], object]] = {form: bench.ours(threat) for form, threat in FORMS.items()}
-    works["released"] = bench.plain(Levers())
-    works["backward"] = bench.plain(Levers(input_gradient=False))
+    works: dict[str, Work] = {form: bench.ours(threat) for form, threat in FORMS.items()}
     if compile_too:
         works["compiled"] = bench.ours(FORMS["best"], compiled=True)
-    times, counted, on = side_by_side(works, rounds=case.rounds), flop_ratios(case.network, case.side), case.name
+    return {**works, "plain, all levers": bench.plain(ALL_LEVERS)}
+
+
+def step_rows(case: Case, *, compile_too: bool, levers_too: bool) -> list[Row]:
+    """Both forms against the clean step and the plain steps, in float32; and each lever's share."""
+    bench, counted = Bench(case, "cpu"), flop_ratios(case.network, case.side)
+    works: dict[str, Work] = {"backward": bench.plain(Levers(input_gradient=False)), "released": bench.plain(Levers())}
+    levers = lever_works(bench) if levers_too else {}
+    with elsewhere(functools.partial(our_works, case, compile_too=compile_too)) as beside:
+        times = side_by_side({**works, **levers}, rounds=case.rounds, warm_up=2, elsewhere=beside)
+    on, fastest = case.name, "compiled" if compile_too else "best"
     rows = [
         row(
             f"time ratio / FLOP ratio, {form} iterate, {on}",
@@ -146,32 +159,45 @@ def step_rows(case: Case, *, compile_too: bool) -> list[Row]:
         for form in ("best", "last")
     ]
     rows += [
-        row(f"speed, best iterate / as released, {on}", times.ratio("released", "best"), "ratio", least=1.3),
-        row(f"speed, best iterate / weights' gradients too, {on}", times.ratio("backward", "best"), "ratio", least=1.3),
-        row(f"speed, last iterate / as released, {on}", times.ratio("released", "last"), "ratio"),
+        row(f"speed, best iterate, all levers / released, {on}", times.ratio("released", fastest), "ratio", least=1.3),
+        row(f"speed, best iterate, not compiled / released, {on}", times.ratio("released", "best"), "ratio"),
+        row(f"speed, best iterate / weights' gradients too, {on}", times.ratio("backward", "best"), "ratio"),
+        row(f"speed, last iterate / released, {on}", times.ratio("released", "last"), "ratio"),
     ]
+    if levers_too:
+        rows += lever_rows(case, times, ["backward", "released", *levers])
     if compile_too:
         rows.append(row(f"lever torch.compile, {on}", times.ratio("best", "compiled"), "ratio"))
-    return rows + [speed_row(f"{form}, {on}", times, form, case) for form in ("best", "last", "released")]
+    told = ("best", "last", "released", *(["compiled"] if compile_too else []))
+    return rows + [speed_row(f"{form}, {on}", times, form, case) for form in told]
 
 
 def speed_row(name: str, times: Times, piece: str, case: Case) -> Row:
     return row(f"speed: {name}", case.batch / times.median(piece), "images/s")
 
 
-def lever_rows(case: Case) -> list[Row]:
-    """Each lever's share: how much faster the step gets when it is turned on, after those above it."""
-    bench = Bench(case, "cpu")
-    levers, steps = Levers(input_gradient=False), {"plain": bench.plain(Levers(input_gradient=False))}
-    for name, attribute in LEVERS.items():
+def lever_works(bench: Bench) -> dict[str, Work]:
+    """Plain steps with the levers turned on one after the other; the first is the released one's own."""
+    levers, works = Levers(), {}
+    for name, attribute in list(LEVERS.items())[1:]:
         levers = replace(levers, **{attribute: True})
-        steps[name] = bench.plain(levers)
-    times, names = side_by_side({**steps, "ours": bench.ours(FORMS["best"])}, rounds=case.rounds), list(steps)
+        works[name] = bench.plain(levers)
+    return works
+
+
+def lever_rows(case: Case, times: Times, order: Sequence[str]) -> list[Row]:
+    """Each lever's share: how much faster the step gets when it is turned on, after those above it."""
+    titles = {"released": next(iter(LEVERS))}
     rows = [
-        row(f"lever {after}, {case.name}", times.ratio(before, after), "ratio")
-        for before, after in itertools.pairwise(names)
+        row(f"lever {titles.get(after, after)}, {case.name}", times.ratio(before, after), "ratio")
+        for before, after in itertools.pairwise(order)
     ]
-    return rows + [row(f"all levers / ours, {case.name}", times.ratio(names[-1], "ours"), "ratio")]
+    kept, ours = times.ratio(order[-1], "plain, all levers"), times.ratio("plain, all levers", "best")
+    return [
+        *rows,
+        row(f"lever freed memory kept, {case.name}", kept, "ratio"),
+        row(f"plain with all levers / ours, {case.name}", ours, "ratio"),
+    ]
 
 
 def gpu_rows(case: Case) -> list[Row]:
@@ -199,14 +225,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a batch of four, once: whether it runs, not how fast")
-    parser.add_argument("--compile", action="store_true", help="time torch.compile on this CPU too; needs a compiler")
+    parser.add_argument("--eager", action="store_true", help="leave torch.compile out on the CPU")
     parser.add_argument("--only", choices=("flops", "small", "large", "gpu"), help="one part alone")
     options = parser.parse_args()
     small, large = (TINY, None) if options.quick else (SMALL, LARGE)
+    compiles = not (options.eager or options.quick) and shutil.which("g++") is not None
     parts: dict[str, Callable[[], list[Row]]] = {
         "flops": flop_rows,
-        "small": lambda: step_rows(small, compile_too=options.compile) + lever_rows(small),
-        "large": lambda: step_rows(large, compile_too=False) if large else [],
+        "small": lambda: step_rows(small, compile_too=compiles, levers_too=True),
+        "large": lambda: step_rows(large, compile_too=compiles, levers_too=False) if large else [],
         "gpu": lambda: gpu_rows(TINY if options.quick else ON_GPU),
     }
     chosen = [options.only] if options.only else list(parts)

@@ -27,12 +27,23 @@ class Times:
         return statistics.median(one / other for one, other in zip(self.seconds[name], self.seconds[to]))
 
 
-def side_by_side(works: Mapping[str, Work], *, rounds: int, warm_up: int = 1) -> Times:
-    """Runs every piece of work once a round; the first `warm_up` rounds are not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+def side_by_side(
+    works: Mapping[str, Work],
+    *,
+    rounds: int,
+    warm_up: int = 1,
+    elsewhere: Mapping[str, Callable[[], float]] | None = None,
+) -> Times:
+    """Runs every piece of work once a round; the first `warm_up` rounds are not counted.
+
+    Args:
+        elsewhere: pieces that another process does and times (`benchmarks.elsewhere`); their turns come last.
+    """
+    turns = {name: lambda work=work: timed(work) for name, work in works.items()} | dict(elsewhere or {})
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(warm_up + rounds):
-        for name, work in works.items():
-            spent = timed(work)
+        for name, turn in turns.items():
+            spent = turn()
             if number >= warm_up:
                 seconds[name].append(spent)
     return Times(seconds)

@@ -1,6 +1,8 @@
 """The benchmarks: that they run and print the agreed keys, count right, and compare equal things. No time is judged."""
 
+import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from torch import nn
 
 from benchmarks.adversarial_step import CLASSES, EPS, FORMS, TINY, Bench, flop_ratios
 from benchmarks.counted_flops import convolution_backward_flops, step_flops
+from benchmarks.elsewhere import elsewhere
 from benchmarks.plain_step import Levers, PlainStep
 from benchmarks.rows import row
 from benchmarks.timing import Times, side_by_side
@@ -110,6 +113,21 @@ def test_rows_say_whether_a_goal_is_met():
     }
     assert row("a", None, "ratio", least=1.3)["met"] is None
     assert row("a", 1.0, "ratio")["goal"] is None
+
+
+def _pieces(folder):
+    return {name: lambda name=name: (folder / name).write_text(str(os.getpid())) for name in ("a", "b")}
+
+
+def test_pieces_elsewhere_run_in_one_other_process_and_take_their_turns(tmp_path):
+    here = []
+    with elsewhere(functools.partial(_pieces, tmp_path)) as beside:
+        times = side_by_side({"here": lambda: here.append(len(list(tmp_path.iterdir())))}, rounds=2, elsewhere=beside)
+    assert here == [0, 2, 2], "the other process had its turns in between"
+    others = {(tmp_path / name).read_text() for name in ("a", "b")}
+    assert len(others) == 1
+    assert others != {str(os.getpid())}
+    assert {name: len(spent) for name, spent in times.seconds.items()} == {"here": 2, "a": 2, "b": 2}
 
 
 def test_ratios_are_of_the_same_round():
