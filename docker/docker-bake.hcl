@@ -1,4 +1,7 @@
-# Both images of one version:   TAG=0.1.0 REGISTRY=registry.example.com docker buildx bake -f docker/docker-bake.hcl --push
+# Both images of one version:
+#   TAG=0.1.0 REGISTRY=registry.example.com/robustrain docker buildx bake -f docker/docker-bake.hcl --push
+# gives REGISTRY/pipeline:TAG, which ROBUSTRAIN_PIPELINE_IMAGE names for whoever submits, and REGISTRY/train:TAG, which
+# ROBUSTRAIN_IMAGE names in the ConfigMap. Without REGISTRY the first is what a compiled pipeline names by itself.
 # Run from the repository's root, which is the build context.
 variable "REGISTRY" {
   default = "robustrain"
@@ -21,7 +24,7 @@ target "train" {
   context    = "."
   dockerfile = "docker/train.Dockerfile"
   args       = { PYTHON_IMAGE = PYTHON_IMAGE }
-  tags       = ["${REGISTRY}/robustrain-train:${TAG}"]
+  tags       = ["${REGISTRY}/train:${TAG}"]
   platforms  = ["linux/amd64"]
 }
 
@@ -29,6 +32,6 @@ target "pipeline" {
   context    = "."
   dockerfile = "docker/pipeline.Dockerfile"
   args       = { PYTHON_IMAGE = PYTHON_IMAGE }
-  tags       = ["${REGISTRY}/robustrain-pipeline:${TAG}"]
+  tags       = ["${REGISTRY}/pipeline:${TAG}"]
   platforms  = ["linux/amd64"]
 }

@@ -10,7 +10,7 @@
 | `ROBUSTRAIN_NAMESPACE` | where the RayJobs run | the profile, else `kubeflow` |
 | `ROBUSTRAIN_KFP_EXPERIMENT` | the experiment of the runs | `robustrain` |
 | `ROBUSTRAIN_SERVICE_ACCOUNT` | account of the steps | Kubeflow's choice |
-| `ROBUSTRAIN_PIPELINE_IMAGE` | image of the steps | the recipe's |
+| `ROBUSTRAIN_PIPELINE_IMAGE` | image of the steps, also for `compile` | `robustrain/pipeline:0.1.0` |
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import yaml
 
 from components.launch.rayjob_settings import RAY_VERSION
+from pipeline import cluster_step, graph
 
 ROOT = Path(__file__).parents[2]
 FILES = ["train.Dockerfile", "pipeline.Dockerfile"]
@@ -57,3 +59,31 @@ def test_ffcv_finds_the_libraries_of_the_release_it_was_built_on() -> None:
     assert release[1] == "bookworm"
     assert "libopencv-imgproc406" in text
     assert f'default = "python:3.11-slim-{release[1]}"' in (ROOT / "docker" / "docker-bake.hcl").read_text()
+
+
+def bake(name: str) -> str:
+    """The tag that docker-bake.hcl gives an image when nothing is set."""
+    text = (ROOT / "docker" / "docker-bake.hcl").read_text()
+    defaults = dict(re.findall(r'variable "(\w+)" \{\s*default = "([^"]+)"', text))
+    [tag] = re.findall(rf'target "{name}" \{{.*?tags\s+= \["([^"]+)"\]', text, flags=re.DOTALL)
+    return re.sub(r"\$\{(\w+)\}", lambda found: defaults[found[1]], tag)
+
+
+def test_the_image_that_is_built_is_the_one_that_a_pipeline_names() -> None:
+    assert bake("pipeline") == graph.IMAGE
+
+
+def test_the_image_that_is_built_is_the_one_that_the_config_map_names() -> None:
+    config = yaml.safe_load((ROOT / "k8s/base/config.yaml").read_text())
+    assert config["data"]["ROBUSTRAIN_IMAGE"] == f"registry.example.com/{bake('train')}"
+    guide = (ROOT / "docs/cluster.md").read_text()
+    assert f"ROBUSTRAIN_PIPELINE_IMAGE=registry.example.com/{bake('pipeline')}" in guide
+    assert "REGISTRY=registry.example.com/robustrain TAG=0.1.0 docker buildx bake" in guide
+
+
+def test_every_setting_of_the_cluster_is_in_its_guide() -> None:
+    guide = (ROOT / "docs/cluster.md").read_text()
+    read = set(re.findall(r'env\.get\("([A-Z_]+)"', (ROOT / "pipeline/cluster_settings.py").read_text()))
+    assert len(read) >= 9, "the settings are read in another way"
+    known = {*read, *cluster_step.CONFIG_KEYS, *cluster_step.SECRET_KEYS, *cluster_step.FIELDS}
+    assert sorted(name for name in known if f"`{name}`" not in guide) == []

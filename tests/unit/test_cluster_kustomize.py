@@ -94,7 +94,7 @@ def test_the_role_grants_exactly_what_the_launcher_asks_for() -> None:
 
 def test_the_sample_is_what_the_launcher_renders() -> None:
     settings = RayJobSettings(
-        image="registry.example.com/robustrain-train:0.1.0",
+        image="registry.example.com/robustrain/train:0.1.0",
         namespace="robustrain",
         run_id="3d1f6a2e-8a4b-4f6f-9a0e-0d7f0a1c2b3d",
         pod_name="robustrain-imagenet-x7k2p-system-container-impl-1234567890",
