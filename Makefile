@@ -54,7 +54,7 @@ types: setup  ## static types
 lock:  ## write requirements.lock anew from pyproject.toml (in a throw-away environment)
 	@dir=$$(mktemp -d) && $(PYTHON) -m venv $$dir/v && $$dir/v/bin/pip install -q -e '.[train,dev]' 2>/dev/null && \
 	  { echo "# Exact versions of everything, direct or not. Written by: make lock"; \
-	    $$dir/v/bin/pip freeze --exclude-editable --exclude robustrain; } > requirements.lock && rm -rf $$dir
+	    $$dir/v/bin/pip freeze --all --exclude pip --exclude wheel --exclude-editable --exclude robustrain; } > requirements.lock && rm -rf $$dir
 
 chaos: setup  ## kill trainings at random moments: make chaos TRIALS=50 SEED=1 RAY=2
 	@$(BIN)/python -m tests.resume.chaos --trials $(or $(TRIALS),50) --seed $(or $(SEED),1) --ray $(or $(RAY),2)

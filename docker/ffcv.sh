@@ -12,7 +12,8 @@ python=$1
 wheels=${3:-}
 packages="build-essential pkg-config libturbojpeg0-dev libopencv-imgproc-dev"
 
-if [ -z "$wheels" ] && "$python" -c 'import importlib.metadata as m; m.version("ffcv")' 2>/dev/null; then
+# Installed is not enough: what its extension links to may be gone.
+if [ -z "$wheels" ] && "$python" -c 'import ffcv' 2>/dev/null; then
   exit 0
 fi
 
@@ -40,5 +41,10 @@ if ! PKG_CONFIG_PATH=$shim "$python" -m pip wheel -q --no-deps -w "${wheels:-$sh
   exit 3
 fi
 if [ -z "$wheels" ]; then
-  "$python" -m pip install -q --no-deps "$shim"/wheels/ffcv-*.whl >/dev/null 2>&1
+  if ! "$python" -m pip install -q --no-deps --force-reinstall "$shim"/wheels/ffcv-*.whl >"$shim/log" 2>&1 ||
+    ! "$python" -c 'import ffcv' 2>"$shim/log"; then
+    tail -n 1 "$shim/log" >&2
+    echo "ffcv: built, but it cannot be imported; all else works with the native loader" >&2
+    exit 3
+  fi
 fi

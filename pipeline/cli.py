@@ -68,7 +68,11 @@ def run(
 
 @app.command(epilog="Example: robustrain plan quickstart --set adversarial.epochs=5")
 def plan(recipe: RecipeName, overrides: Overrides = None, again: Again = None, as_json: AsJson = False) -> None:
-    """Show what `run` would do with each stage, and why. Nothing is changed."""
+    """Show what `run` would do with each stage, and why.
+
+    Nothing is run and no run is changed. The digest of a folder of images is kept in the home, so that it is not read
+    again the next time.
+    """
     from components.store.places import Places
     from pipeline.plan import plan as planned
 
@@ -136,7 +140,12 @@ def report(
         return
     from components.store.digests import write_atomically
 
-    print(write_atomically(output, Path(found.report).read_text(encoding="utf-8")))
+    page = Path(found.report).read_text(encoding="utf-8")
+    try:
+        print(write_atomically(output, page))
+    except OSError as error:
+        cause = f"this file cannot be written ({error.strerror})"
+        raise UserError(cause, where=str(output), remedy="name another place") from error
 
 
 @app.command(epilog="Example: robustrain recipes --show quickstart")

@@ -12,6 +12,7 @@ from typing import Any, List  # noqa: UP035 - KFP wants typing.List
 
 from kfp import compiler, dsl
 
+from components.errors import UserError
 from pipeline import cluster_step
 from pipeline.order import order_of
 from pipeline.recipe import Recipe
@@ -58,8 +59,19 @@ def build(recipe: Recipe, image: str = IMAGE, *, retry: bool = True) -> Callable
 
 
 def compile_to(recipe: Recipe, path: Path, image: str = IMAGE) -> Path:
-    """Writes the pipeline as KFP YAML; equal recipes give equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes the pipeline as KFP YAML; equal recipes give equal bytes.
+
+    Raises:
+        UserError: the path does not end in `.yaml`, or cannot be written.
+    """
+    if path.suffix != ".yaml" or path.is_dir():
+        raise UserError("this is no file name ending in .yaml", where=str(path), remedy="name one, as pipeline.yaml")
     pipeline: Any = build(recipe, image)
-    compiler.Compiler().compile(pipeline, str(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(pipeline, str(path))
+    except OSError as error:
+        raise UserError(
+            f"this file cannot be written ({error.strerror})", where=str(path), remedy="name another place"
+        ) from error
     return path

@@ -7,6 +7,8 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +39,13 @@ def examine(places: Places) -> list[Finding]:
     return [check(places) for check in checks]
 
 
+def lacking(places: Places) -> Finding | None:
+    """The first thing without which nothing can run on this machine; quick, as every run begins with it."""
+    checks: list[Callable[[Places], Finding]] = [_training, _home, _space]
+    # Without the training packages a machine can still plan and submit: for `doctor` that is no error, for a run it is.
+    return next((found for found in (check(places) for check in checks) if found.state != "ok"), None)
+
+
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -59,10 +68,17 @@ def _training(places: Places) -> Finding:
 
 
 def _ffcv(places: Places) -> Finding:
-    if importlib.util.find_spec("ffcv"):
-        return Finding("ffcv", "ok", f"{_version('ffcv')}; `loader: ffcv` and `auto` can use it")
     remedy = "type `make ffcv` as root (it installs Debian packages and builds one extension)"
-    return Finding("ffcv", "warning", "not installed; the native loader reads the same files", remedy)
+    if not importlib.util.find_spec("ffcv"):
+        return Finding("ffcv", "warning", "not installed; the native loader reads the same files", remedy)
+    # In a process of its own: what its extension links to may be missing, or may not fit and end the process.
+    tried = subprocess.run([sys.executable, "-c", "import ffcv"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        cause = (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[-1]
+        return Finding(
+            "ffcv", "warning", f"cannot be imported ({cause}); the native loader reads the same files", remedy
+        )
+    return Finding("ffcv", "ok", f"{_version('ffcv')}; `loader: ffcv` and `auto` can use it")
 
 
 def _turbojpeg(places: Places) -> Finding:
@@ -90,12 +106,14 @@ def _space(places: Places) -> Finding:
 
 
 def _home(places: Places) -> Finding:
-    at = places.home
+    at, remedy = places.home, "set ROBUSTRAIN_HOME to a folder of yours"
     while not at.exists():
         at = at.parent
+    if not at.is_dir():
+        return Finding("home", "error", f"{at} is a file, not a folder", remedy)
     if os.access(at, os.W_OK):
         return Finding("home", "ok", str(places.home))
-    return Finding("home", "error", f"{at} cannot be written", "set ROBUSTRAIN_HOME to a folder of yours")
+    return Finding("home", "error", f"{at} cannot be written", remedy)
 
 
 def _tracking(places: Places) -> Finding:

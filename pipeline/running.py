@@ -39,13 +39,13 @@ def run_here_and_tell(recipe: Recipe, again: tuple[str, ...], jobs: int) -> None
 
 
 def check_machine() -> None:
-    """Raises the first error that `robustrain doctor` would show."""
+    """Raises what a run cannot do without, of all that `robustrain doctor` looks at."""
     from components.store.places import Places
-    from pipeline.preflight import examine
+    from pipeline.preflight import lacking
 
-    for finding in examine(Places.from_environment()):
-        if finding.state == "error":
-            raise UserError(finding.fact, where=finding.what, remedy=finding.remedy)
+    finding = lacking(Places.from_environment())
+    if finding:
+        raise UserError(finding.fact, where=finding.what, remedy=finding.remedy)
 
 
 def shown(recipe: Recipe, console: Console, again: tuple[str, ...] = (), jobs: int = 0) -> Outcome:

@@ -50,6 +50,8 @@ def run(job: StageJob) -> dict[str, Any]:
 
     with space_explained(work):
         manifest = encode_source(config, work, job.objects, key=f"data/{job.spec.fingerprint}", progress=report)
+    for note in manifest.notes:
+        job.run.say(note)
     job.run.log_params({"dataset": manifest.name, "classes": manifest.num_classes})
     for name, split in manifest.splits.items():
         job.run.log_metrics({f"{name}_images": split.n, f"{name}_bytes": split.object.size})

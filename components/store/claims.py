@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from components.errors import UserError
 
@@ -25,9 +26,9 @@ def claim(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None =
 
     Raises:
         BlockingIOError: the lock is held by another process and `wait` is false.
+        UserError: the lock's file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with _opened(path) as file:
         _lock(file.fileno(), wait, on_wait)
         file.seek(0)
         file.truncate()
@@ -37,6 +38,18 @@ def claim(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None =
             yield
         finally:
             fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+")
+    except OSError as error:
+        raise UserError(
+            f"this lock cannot be taken ({error.strerror})",
+            where=str(path),
+            remedy="set ROBUSTRAIN_HOME to a folder that you can write to, with space left",
+        ) from error
 
 
 def _lock(descriptor: int, wait: bool, on_wait: Callable[[], None] | None) -> None:

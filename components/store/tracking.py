@@ -34,6 +34,7 @@ from components.store.run import (
     StageInput,
     StageRun,
 )
+from components.store.tracking_errors import tracking_explained
 
 ADOPTED_VARIABLE = "MLFLOW_RUN_ID"
 """A run that Kubeflow has opened for a step: the step's stage writes to it. On one machine it means nothing."""
@@ -66,7 +67,7 @@ class Tracking:
 
         self.places = places
         # Four processes that met a fresh sqlite data base at once broke its migration three times of four.
-        with self._lock():
+        with self._lock(), tracking_explained(places.tracking_uri):
             self.client = MlflowClient(tracking_uri=places.tracking_uri)
         self._experiment_id = ""
 
@@ -77,7 +78,7 @@ class Tracking:
     def experiment_id(self) -> str:
         """The experiment's id; made with an absolute artifact location the first time."""
         if not self._experiment_id:
-            with self._lock():
+            with self._lock(), tracking_explained(self.places.tracking_uri):
                 found = self.client.get_experiment_by_name(self.places.experiment)
                 self._experiment_id = found.experiment_id if found else self._create_experiment()
         return self._experiment_id

@@ -28,6 +28,28 @@ def images(root, **classes):
     return root
 
 
+def test_a_damaged_data_base_ends_the_run_with_its_cause(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"no data base" * 1000)
+    done = robustrain(tmp_path, "run", "quickstart")
+    assert done.returncode == 2
+    [error, log] = done.stderr.splitlines()
+    assert error.startswith(
+        f"error: the pipeline stopped before any stage failed: sqlite:///{tmp_path / 'mlflow.db'}: "
+    )
+    assert "move the file away" in error
+    assert Path(log.removeprefix("log: ")).is_file()
+
+
+def test_what_was_decided_about_the_images_is_said(places, tmp_path):
+    folder = images(tmp_path / "images", a=10, b=10)
+    (tmp_path / "only.yaml").write_text(
+        f"name: only\nstages: {{images: {{kind: encode, source: {folder}, side: 8}}}}\n"
+    )
+    done = robustrain(places.home, "run", str(tmp_path / "only.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert "images: there is no val/: 2 of 20 train images were held out (seed 0)" in done.stdout.replace("\n", " ")
+
+
 def test_a_stage_that_fails_beside_another_ends_the_run(places, tmp_path):
     """KFP asks for stages in an order of its own, also for those that never begin."""
     folder = images(tmp_path / "images", a=2, b=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from components.errors import UserError
 from pipeline.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +92,97 @@ def test_doctor_fails_where_the_home_cannot_be_written(tmp_path):
     done = robustrain("doctor", home=Path("/proc/no-such-home"))
     assert done.returncode == 2
     assert "ROBUSTRAIN_HOME" in done.stdout
+
+
+def test_a_home_that_is_a_file_is_said(tmp_path):
+    (tmp_path / "home").write_text("no folder")
+    done = robustrain("run", "quickstart", home=tmp_path / "home")
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == f"error: home: {tmp_path / 'home'} is a file, not a folder. set ROBUSTRAIN_HOME to a folder of yours.\n"
+    )
+
+
+def test_a_run_needs_the_training_packages_and_a_plan_does_not(tmp_path, monkeypatch):
+    from components.store.places import Places
+    from pipeline import preflight, running
+
+    monkeypatch.setenv("ROBUSTRAIN_HOME", str(tmp_path / "home"))
+    running.check_machine()
+    version = preflight._version
+    monkeypatch.setattr(preflight, "_version", lambda name: "" if name == "torch" else version(name))
+    with pytest.raises(UserError, match=r"training: not installed: torch.*pip install .*\[train\]"):
+        running.check_machine()
+    [training] = [f for f in preflight.examine(Places.from_environment()) if f.what == "training"]
+    assert training.state == "warning"
+
+
+@pytest.mark.parametrize(
+    "state", ["", "raise ImportError('libopencv_core.so.406: no such file')", "import os; os.abort()"]
+)
+def test_doctor_tries_ffcv_before_it_calls_it_usable(tmp_path, state):
+    """Its metadata can be there while its extension cannot be loaded, which ends some processes without a word."""
+    (tmp_path / "ffcv").mkdir()
+    (tmp_path / "ffcv" / "__init__.py").write_text(state)
+    path = f"{tmp_path}:{ROOT}"
+    done = robustrain("doctor", "--json", home=tmp_path / "home", PYTHONPATH=path)
+    [found] = [finding for finding in json.loads(done.stdout) if finding["what"] == "ffcv"]
+    assert found["state"] == ("warning" if state else "ok")
+    assert ("cannot be imported" in found["fact"]) is bool(state)
+    if "ImportError" in state:
+        assert "libopencv_core.so.406: no such file" in found["fact"]
+
+
+@pytest.mark.parametrize("works", [True, False], ids=["works", "broken"])
+def test_the_set_up_trusts_ffcv_only_when_it_can_be_imported(tmp_path, works):
+    """A Python that knows FFCV's version is asked to import it; a broken one is built again (here: refused, no root)."""
+    asked = tmp_path / "asked"
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\necho "$*" >> {asked}\ncase "$*" in *\'import ffcv\'*) exit {int(not works)};; esac\nexit 0\n'
+    )
+    python.chmod(0o755)
+    tools = {"dpkg": "exit 1", "id": "echo 1000", "sudo": "exit 1"}
+    for name, does in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    command = ["sh", str(ROOT / "docker/ffcv.sh"), str(python)]
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == (0 if works else 3)
+    assert asked.read_text().splitlines()[0] == "-c import ffcv"
+
+
+@pytest.mark.parametrize("output", ["p.txt", "folder", "file/p.yaml"])
+def test_compile_says_where_it_cannot_write(tmp_path, output):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    done = robustrain("compile", "quickstart", "-o", str(tmp_path / output), home=tmp_path / "home")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path / output}: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_plan_needs_no_home_that_can_be_written(tmp_path):
+    (tmp_path / "home").write_text("no folder")
+    for name in ("a", "b"):
+        (tmp_path / "images" / "train" / name).mkdir(parents=True)
+        (tmp_path / "images" / "train" / name / "1.png").write_bytes(b"x")
+    source = f"digits.source={tmp_path / 'images'}"
+    done = robustrain("plan", "quickstart", "--json", "--set", source, home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert {stage["action"] for stage in json.loads(done.stdout)} == {"run"}
+
+
+def test_a_damaged_data_base_is_said(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"no data base" * 1000)
+    for command in (("plan", "quickstart"), ("results",)):
+        done = robustrain(*command, home=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: sqlite:///{tmp_path / 'mlflow.db'}: the tracking store cannot be opened")
+        assert "move the file away" in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_no_space_is_said_before_anything_runs(tmp_path, monkeypatch):
