@@ -131,7 +131,7 @@ def _training(name: str, summary: str, config: type[BaseModel]) -> StageKind:
     return StageKind(
         name,
         summary,
-        version=1,
+        version=2,
         config=config,
         entry="components.train.stage:run",
         roles={"data": _DATA, "init": _INIT},
@@ -145,7 +145,7 @@ def _attacking(name: str, summary: str, config: type[BaseModel]) -> StageKind:
     return StageKind(
         name,
         summary,
-        version=2,
+        version=3,
         config=config,
         entry="components.evaluate.stage:run",
         roles={"model": _MODEL, "data": Role(frozenset({"encode"}), required=False)},
@@ -161,7 +161,7 @@ STAGES: dict[str, StageKind] = {
         StageKind(
             "encode",
             "encode images into FFCV .beton files",
-            version=1,
+            version=2,
             config=EncodeConfig,
             entry="components.data.stage:run",
             digest="components.data.config:source_digest",
@@ -188,7 +188,7 @@ STAGES: dict[str, StageKind] = {
         StageKind(
             "report",
             "tables, plots, gallery: one HTML page",
-            version=2,
+            version=3,
             config=ReportConfig,
             entry="pipeline.report.job:run",
             on="step",
