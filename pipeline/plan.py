@@ -47,7 +47,10 @@ def fingerprints(recipe: Recipe, cache: Path) -> dict[str, str]:
 
 
 def plan(recipe: Recipe, places: Places, again: tuple[str, ...] = ()) -> list[Planned]:
-    """What `robustrain run` would do now, stage by stage. Reads MLflow where there is one; writes nothing."""
+    """What `robustrain run` would do now, stage by stage.
+
+    Reads MLflow where there is one, and changes no run. It keeps the digest of a folder of images in the cache.
+    """
     prints = fingerprints(recipe, places.cache)
     if places.is_fresh:
         return [_first_time(stage, prints[stage.name]) for stage in recipe.stages.values()]

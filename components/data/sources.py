@@ -42,7 +42,7 @@ def open_source(config: EncodeConfig, work: Path, *, fetch_prefix: FetchPrefix |
 
     Args:
         work: a folder for what has to be drawn, unpacked or downloaded; what is complete there is used again.
-        fetch_prefix: downloads an `s3://` prefix into a folder; `components.store.objects.fetch_prefix`.
+        fetch_prefix: downloads an `s3://` prefix into a folder; `components.store.bucket.fetch_prefix`.
 
     Raises:
         UserError: there is no such source, a class has no images, or val has a class that train has not.

@@ -95,7 +95,7 @@ def encode_source(
 
 
 def _opened(config: EncodeConfig, work: Path) -> ImageSource:
-    from components.store.objects import fetch_prefix
+    from components.store.bucket import fetch_prefix
 
     try:
         return open_source(config, work / "source", fetch_prefix=fetch_prefix)

@@ -31,8 +31,12 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 
 
 @contextmanager
-def s3_explained(uri: str) -> Iterator[None]:
-    """Turns what S3 or the way to it refuses inside the block into a `UserError`; no key of that name: `KeyError`."""
+def s3_explained(uri: str, *, may_lack: bool = False) -> Iterator[None]:
+    """Turns what S3 or the way to it refuses inside the block into a `UserError`.
+
+    Raises:
+        KeyError: there is no object of that name, and with `may_lack` that is an answer.
+    """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -40,7 +44,7 @@ def s3_explained(uri: str) -> Iterator[None]:
         yield
     except (Boto3Error, BotoCoreError, ClientError) as error:
         code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
-        if code in _ABSENT:
+        if may_lack and code in _ABSENT:
             raise KeyError(uri) from error
         raise UserError(
             f"S3 cannot be used for this ({error})",

@@ -10,7 +10,6 @@ from typing import Any
 
 from components.errors import UserError
 from components.store.bucket import bucket_and_key, s3_client, s3_explained
-from components.store.bucket import fetch_prefix as fetch_prefix
 from components.store.bucket import list_prefix as list_prefix
 from components.store.claims import claim
 from components.store.digests import FileDigest, differs, digest_file
@@ -94,7 +93,7 @@ class ObjectStore:
             return right and not (deep and self._verified.differs(path, FileDigest(ref.size, ref.sha256)))
         bucket, key = bucket_and_key(ref.uri)
         try:
-            with s3_explained(ref.uri):
+            with s3_explained(ref.uri, may_lack=True):
                 head = self._s3().head_object(Bucket=bucket, Key=key)
         except KeyError:
             return False
@@ -122,7 +121,7 @@ class ObjectStore:
             if differs(path, FileDigest(ref.size, ref.sha256)):
                 part = path.with_suffix(".part")
                 try:
-                    with s3_explained(ref.uri):
+                    with s3_explained(ref.uri, may_lack=True):
                         self._s3().download_file(bucket, key, str(part))
                 except KeyError:
                     return path  # nothing there: `get` says that it is missing

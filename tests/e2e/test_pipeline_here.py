@@ -132,11 +132,22 @@ def test_second_run_at_the_same_time_is_refused_and_ctrl_c_ends_everything(first
     assert f"process {running.pid} is already running a pipeline here" in refused.stderr
     started = descendants(running.pid)
     assert len(started) >= 3
+    stopped = time.monotonic()
     running.send_signal(signal.SIGINT)
     out, _ = running.communicate(timeout=60)
+    assert [pid for pid in started if alive(pid)] == []
+    assert time.monotonic() - stopped < 5  # the claim is a time
     assert running.returncode == 130
     assert "Start again to go on" in out
-    assert [pid for pid in started if alive(pid)] == []
+    again = robustrain(home, "plan", TINY, "--json", "--set", "adversarial.epochs=500")
+    actions = {stage["name"]: stage["action"] for stage in json.loads(again.stdout)}
+    assert {name for name, action in actions.items() if action == "reuse"} == {
+        "encode",
+        "encode-shapes",
+        "pretrain",
+        "convstem",
+    }
+    assert actions["adversarial"] == "continue"
 
 
 def wait_for(condition, process, seconds=120):

@@ -98,6 +98,15 @@ def test_an_unknown_bucket_is_said(bucket: Any, tmp_path: Path) -> None:
             read("s3://nothing-here/x")
 
 
+def test_an_object_that_goes_away_while_it_is_fetched_is_said(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket(**{"pets/train/a/1.png": b"1"})
+    monkeypatch.setattr("components.store.bucket.list_prefix", lambda uri: [("train/a/2.png", 1, "x")])
+    with pytest.raises(UserError, match=r"s3://images/pets: S3 cannot be used for this.*404"):
+        fetch_prefix("s3://images/pets", tmp_path / "to")
+
+
 def test_missing_credentials_are_said(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # it keeps the credentials that it found first
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")

@@ -45,8 +45,11 @@ def test_what_was_decided_about_the_images_is_said(places, tmp_path):
     (tmp_path / "only.yaml").write_text(
         f"name: only\nstages: {{images: {{kind: encode, source: {folder}, side: 8}}}}\n"
     )
-    done = robustrain(places.home, "run", str(tmp_path / "only.yaml"))
+    (tmp_path / "tmp").mkdir()
+    done = robustrain(places.home, "run", str(tmp_path / "only.yaml"), TMPDIR=str(tmp_path / "tmp"))
     assert done.returncode == 0, done.stderr
+    # KFP makes a folder for every step and leaves it: they belong to the run's own folder.
+    assert list((tmp_path / "tmp").glob("tmp.*")) == []
     assert "images: there is no val/: 2 of 20 train images were held out (seed 0)" in done.stdout.replace("\n", " ")
 
 

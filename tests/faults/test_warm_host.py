@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,8 +83,10 @@ def test_host_takes_its_children_with_it(tmp_path):
     child = int(mark.read_text())
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    until(lambda: not alive(child))
+    socket = Path(f"/tmp/robustrain-{driver.pid}.sock")
+    until(lambda: not alive(child) and not socket.exists())
     assert not alive(child)
+    assert not socket.exists()
 
 
 def alive(pid):
