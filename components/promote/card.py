@@ -71,7 +71,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
     notes = [
-        f"Worst case over {', '.join(row['norms'])}, image by image: {_percent(row['robust_accuracy'])} "
+        f"Worst case over {_threats(row)}, image by image: {_percent(row['robust_accuracy'])} "
         f"({_percent(row['interval'][0])} to {_percent(row['interval'][1])}, n = {row['n']}, {row['resolution']} px)."
         for row in results.get("union", [])
     ]
@@ -79,6 +79,12 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         if note := row["details"].get("targets_note"):
             notes.append(f"{row['attack']} {row['norm']}: {note}.")
     return list(dict.fromkeys(notes))
+
+
+def _threats(row: Mapping[str, Any]) -> str:
+    """The threats that a worst case is taken over; their radii matter as much as their norms."""
+    known = row.get("threats") or []
+    return ", ".join(f"{one['norm']} {radius_text(one['eps'])}" for one in known) or ", ".join(row["norms"])
 
 
 def _input(model: Mapping[str, Any]) -> str:
