@@ -31,10 +31,11 @@ def run_here_and_tell(recipe: Recipe, again: tuple[str, ...], jobs: int) -> None
 
     console = console_of_ours()
     check_machine()
-    for name, behind in kept_behind(recipe, again).items():
-        console.print(
-            f"{name}: not run again, though {', '.join(behind)} is; for that add --again {name}", highlight=False
+    if kept := kept_behind(recipe, again):
+        said = (
+            f"--again: finished stages behind it stay as they are ({', '.join(kept)}); name them too to run them again"
         )
+        console.print(said, highlight=False, markup=False)
     _conclude(shown(recipe, console, again, jobs), console)
 
 

@@ -1,4 +1,4 @@
-"""What the commands print at the end can be typed as it stands."""
+"""What the commands print can be typed as it stands, and says what a run leaves alone."""
 
 import sys
 from types import SimpleNamespace
@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import running
+from pipeline.recipe import build
+from tests.recipes import small
 
 
 @pytest.fixture
@@ -31,3 +33,16 @@ def test_mlflow_is_called_by_its_name_where_the_shell_finds_it(python, monkeypat
 def test_mlflow_that_is_nowhere_is_called_by_its_name(python):
     (python / "mlflow").unlink()
     assert running.mlflow_command() == "mlflow"
+
+
+def test_run_again_says_which_finished_stages_it_leaves_alone(monkeypatch, capsys):
+    monkeypatch.setattr(running, "check_machine", lambda: None)
+    monkeypatch.setattr(running, "shown", lambda *_: None)
+    monkeypatch.setattr(running, "_conclude", lambda *_: None)
+    running.run_here_and_tell(build(small()), ("pretrain",), 0)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said == (
+        "--again: finished stages behind it stay as they are (adversarial, evaluate); name them too to run them again"
+    )
+    running.run_here_and_tell(build(small()), ("evaluate",), 0)
+    assert capsys.readouterr().out == ""
