@@ -10,8 +10,8 @@ import contextlib
 import logging
 import os
 import shutil
-import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,10 @@ import torch
 
 from components.cores import stage_cores
 from components.errors import UserError
-from components.launch.ray_here import start_ray
+from components.launch.ray_here import own_signals, start_ray
 from components.store.places import Places
 from components.train.exposition import HOST_VARIABLE, PORT_VARIABLE
+from components.train.signals import StopRequests
 from components.train.worker_range import workers_for
 from components.train.world import World, device_for
 
@@ -35,8 +36,8 @@ Work = Callable[..., dict[str, Any]]
 _RESTARTS = 3
 """How often a lost worker is replaced; each time training goes on from the last checkpoint."""
 _RETURN_SECONDS, _CAUSE_LENGTH = 600.0, 300
-_STOP_KEY, _STOP_POLL_SECONDS, _GRACE_SECONDS = b"robustrain/stop", 1.0, 20.0
-_ASKED, _STOPPED = b"asked", b"stopped"
+_STOP_KEY, _ASKED = b"robustrain/stop", b"asked"
+_STOP_POLL_SECONDS, _PASS_ON_SECONDS = 1.0, 0.2
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -86,7 +87,8 @@ def _cluster(config: TrainConfig) -> Iterator[None]:
 
     os.environ.update(Places.from_environment().environment())
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=True, runtime_env={"env_vars": _environment()})
+        with own_signals():
+            ray.init(address="auto", log_to_driver=True, runtime_env={"env_vars": _environment()})
         yield
         return
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
@@ -111,22 +113,54 @@ def _environment() -> dict[str, str]:
 
 
 def _fit_on_workers(work: Work, job: StageJob, config: TrainConfig) -> dict[str, Any]:
-    """Trains on as many workers as the cluster holds; after a loss anew, from the last checkpoint."""
-    for left in reversed(range(_RESTARTS + 1)):
-        gpus, workers = _workers_now(config, patient=left < _RESTARTS)
-        try:
-            return _fit_once(work, job, config, workers, gpus=gpus)
-        except BaseException as error:
-            _tell_workers_to_stop(error)
-            own = _own_error(error)
-            if own is not error or not isinstance(error, Exception) or not left:
-                raise own from error
-            cause = " ".join(str(error).split())[:_CAUSE_LENGTH]
-            print(f"warning: the training on {workers} workers broke off and goes on: {cause}", file=sys.stderr)
+    """Trains on as many workers as the cluster holds; after a loss anew, from the last checkpoint.
+
+    A request to end is only noted while Ray has the thread: an exception that a signal's handler raises inside Ray may
+    come out as another one, which would look like a lost worker. The leading worker is told, takes a checkpoint, and
+    ends the group. A second request ends this process as it would have without Ray.
+
+    Raises:
+        Terminated, KeyboardInterrupt: asked to end.
+    """
+    with StopRequests() as stop, _passed_on(stop):
+        for left in reversed(range(_RESTARTS + 1)):
+            gpus, workers = _workers_now(config, stop, patient=left < _RESTARTS)
+            try:
+                return _fit_once(work, job, config, workers, gpus=gpus)
+            except Exception as error:
+                stop.obey()
+                own = _own_error(error)
+                if own is not error or not left:
+                    raise own from error
+                cause = " ".join(str(error).split())[:_CAUSE_LENGTH]
+                job.run.warn(f"the training on {workers} workers broke off and goes on: {cause}")
     raise AssertionError("the last try returns or raises")
 
 
-def _workers_now(config: TrainConfig, *, patient: bool) -> tuple[bool, int]:
+@contextlib.contextmanager
+def _passed_on(stop: StopRequests) -> Iterator[None]:
+    """Tells the leading worker, through the cluster's key-value store, once an end was asked for."""
+    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
+
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_PASS_ON_SECONDS):
+            if stop.received is not None:
+                _internal_kv_put(_STOP_KEY, _ASKED, overwrite=True)
+                return
+
+    _internal_kv_del(_STOP_KEY)
+    watcher = threading.Thread(target=watch, daemon=True, name="stop-requests")
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _workers_now(config: TrainConfig, stop: StopRequests, *, patient: bool) -> tuple[bool, int]:
     """Whether workers have GPUs, and how many of them the cluster holds.
 
     Args:
@@ -145,6 +179,7 @@ def _workers_now(config: TrainConfig, *, patient: bool) -> tuple[bool, int]:
         try:
             return gpus, workers_for(config, available=available, unit="GPUs" if gpus else "cores")
         except UserError:
+            stop.obey()
             if time.monotonic() >= deadline:
                 raise
             time.sleep(1.0)
@@ -173,24 +208,22 @@ def _fit_once(work: Work, job: StageJob, config: TrainConfig, workers: int, *, g
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Runs in every Ray worker."""
     import ray.train
-    from ray.experimental.internal_kv import _internal_kv_put
 
     from components.store.job import StageSpec, Terminated
 
     context = ray.train.get_context()
     if config["device"] == "cpu" or not torch.cuda.is_available():
         # Workers of one machine share its cores.
-        torch.set_num_threads(max((os.cpu_count() or 1) // context.get_local_world_size(), 1))
+        torch.set_num_threads(max(stage_cores() // context.get_local_world_size(), 1))
     world = World(
         context.get_world_rank(), context.get_world_size(), device_for(config["device"], context.get_local_rank())
     )
     job = reopen(StageSpec.model_validate_json(config["spec"]))
     try:
         return config["work"](job, world, _stop_asked() if world.leads else lambda: False)
-    except Terminated:
-        # Its checkpoint is on disk: the driver, which asked for the end, need not wait longer.
-        _internal_kv_put(_STOP_KEY, _STOPPED, overwrite=True)
-        raise
+    except Terminated as error:
+        # Ray hands on ordinary exceptions only; the driver knows that it asked for this end.
+        raise RuntimeError("ended as asked; a checkpoint was taken") from error
 
 
 def reopen(spec: Any) -> StageJob:
@@ -219,19 +252,6 @@ def _stop_asked() -> Callable[[], bool]:
         return _internal_kv_get(_STOP_KEY) == _ASKED
 
     return asked
-
-
-def _tell_workers_to_stop(error: BaseException) -> None:
-    """After a request to end: lets the leading worker take a checkpoint before the cluster goes."""
-    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
-
-    if isinstance(error, Exception):
-        return
-    with contextlib.suppress(Exception):
-        _internal_kv_put(_STOP_KEY, _ASKED, overwrite=True)
-        deadline = time.monotonic() + _GRACE_SECONDS
-        while time.monotonic() < deadline and _internal_kv_get(_STOP_KEY) != _STOPPED:
-            time.sleep(0.1)
 
 
 def _own_error(error: BaseException) -> BaseException:

@@ -1,6 +1,7 @@
 """A worker process that is killed in the middle of an epoch costs the work since the last checkpoint and no bits."""
 
 import json
+import os
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from components.store.job import Terminated
 from tests.small_training import NETWORK
 
 CONFIG = {
@@ -34,11 +36,14 @@ PER_EPOCH = 24
 
 
 class Killer(threading.Thread):
-    """Kills one training worker with SIGKILL as soon as a checkpoint from inside an epoch lies on the disk."""
+    """As soon as a checkpoint from inside an epoch lies on the disk, kills one training worker with SIGKILL.
 
-    def __init__(self, home):
+    With `ask` the stage's own process gets SIGTERM instead, as from a cluster that takes a machine back.
+    """
+
+    def __init__(self, home, ask=False):
         super().__init__(daemon=True)
-        self.home, self.killed, self.checkpoint, self.over = home, "", "", False
+        self.home, self.ask, self.killed, self.checkpoint, self.over = home, ask, "", "", False
 
     def run(self):
         while not self.over and not self.killed:
@@ -49,6 +54,10 @@ class Killer(threading.Thread):
             time.sleep(0.02)
 
     def _kill(self, checkpoint):
+        if self.ask:
+            self.killed, self.checkpoint = "asked to end", checkpoint
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         for process in psutil.Process().children(recursive=True):
             title = " ".join(process.cmdline()[:1])
             if title.startswith("ray::") and "TrainWorker" in title:
@@ -78,7 +87,31 @@ def test_a_killed_worker_costs_no_bits(run_stage, places, monkeypatch, capfd):
     assert [{k: v for k, v in entry.items() if k not in timed} for entry in two] == [
         {k: v for k, v in entry.items() if k not in timed} for entry in one
     ]
-    weights = [load_file(run.path("model/weights.safetensors")) for run in (calm, struck)]
+    _same_weights(struck, calm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_asked_to_end_it_takes_a_checkpoint_and_goes_on_exactly(run_stage, places, monkeypatch, capfd):
+    for name, value in places.environment().items():
+        monkeypatch.setenv(name, value)
+    data = run_stage("encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 400, "limit_val": 20})
+    rare = {**CONFIG, "workers": 2, "checkpoint_minutes": 0.05}
+    calm = run_stage("adversarial", rare, {"data": data})
+    killer = Killer(places.home, ask=True)
+    killer.start()
+    with pytest.raises(Terminated):
+        run_stage("adversarial", rare, {"data": data})
+    killer.over = True
+    killer.join()
+    places_taken = sorted(place.name for place in places.home.rglob("work*/**/checkpoints/step-*"))
+    assert places_taken[-1] > killer.checkpoint, "another checkpoint was taken when it was asked to end"
+    _same_weights(run_stage("adversarial", rare, {"data": data}), calm)
+    assert "continuing from epoch" in "".join(capfd.readouterr())
+
+
+def _same_weights(one, other):
+    weights = [load_file(run.path("model/weights.safetensors")) for run in (one, other)]
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         assert torch.equal(weights[1][name], tensor), name
