@@ -40,6 +40,7 @@ def open_run(recipe: dict[str, Any]) -> dict[str, Any]:
 
     places = Places.from_environment()
     tracking, chosen = Tracking(places), build(recipe)
+    tracking.close_left_open()
     run_id = tracking.open_pipeline_run(recipe["name"], {"recipe": recipe["name"]}, recipe)
     reused = {}
     for name, digest in _fingerprints(chosen, places).items():

@@ -20,7 +20,7 @@ from typing import Any
 
 from components.errors import EXIT_STATUS
 from components.store.claims import only_run_in
-from components.store.digests import write_json
+from components.store.digests import write_atomically
 from components.store.places import Places
 from components.store.progress import LIVE_VARIABLE, read_said
 from components.store.tracking import ADOPTED_VARIABLE
@@ -85,7 +85,8 @@ def run_here(
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "pipeline.log"
         asked = {"recipe": recipe.resolved(), "jobs": jobs, "command": os.getpid()}
-        request = write_json(folder / "request.json", asked)
+        # Not sorted: the order of the recipe's stages is that of every table.
+        request = write_atomically(folder / "request.json", json.dumps(asked))
         with log.open("wb") as output:
             command = [sys.executable, "-m", "pipeline.conductor", str(request)]
             child = subprocess.Popen(

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from components.data.config import EncodeConfig
 from components.evaluate.config import EvaluateConfig, SweepConfig
 from components.promote.config import PromoteConfig
-from components.store.objects import list_prefix
+from components.store.bucket import list_prefix
 from components.train.config import (
     AdversarialConfig,
     ConvStemConfig,

@@ -10,7 +10,6 @@ from typing import Any
 
 from components.errors import UserError
 from components.store.bucket import bucket_and_key, s3_client, s3_explained
-from components.store.bucket import list_prefix as list_prefix
 from components.store.claims import claim
 from components.store.digests import FileDigest, differs, digest_file
 from components.store.verified import Verified

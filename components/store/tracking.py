@@ -11,6 +11,7 @@ Behaviour of MLflow relied upon: 3.17 (`MlflowClient` with explicit run ids only
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from components.store.places import Places
 from components.store.run import (
     COMPLETE,
     ERROR,
+    FAILED,
     FINGERPRINT,
     OBJECTS,
     RECIPE,
@@ -40,6 +42,8 @@ ADOPTED_VARIABLE = "MLFLOW_RUN_ID"
 """A run that Kubeflow has opened for a step: the step's stage writes to it. On one machine it means nothing."""
 _KUBEFLOW_VARIABLE = "ROBUSTRAIN_KFP_RUN_ID"
 _STAGE_TAG = "stage_of_recipe."
+HOME = "home"
+"""Tag of a pipeline run: the machine and the home it was started in."""
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -88,10 +92,22 @@ class Tracking:
 
     def open_pipeline_run(self, name: str, tags: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
         """A new parent run for one pipeline run, with the resolved recipe as an artifact; returns its id."""
-        every = {"robustrain": "pipeline", STATE: RUNNING, **tags}
+        every = {"robustrain": "pipeline", STATE: RUNNING, HOME: self._home(), **tags}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=every)
         self.client.log_dict(run.info.run_id, dict(recipe), RECIPE)
         return run.info.run_id
+
+    def close_left_open(self) -> None:
+        """Marks runs of pipelines that this home left open as `failed`: they were stopped or killed.
+
+        To be called by whoever holds the home's lock, so that none of them can still be alive.
+        """
+        left = f"tags.robustrain = 'pipeline' and tags.{STATE} = '{RUNNING}' and tags.{HOME} = '{self._home()}'"
+        for run in self._search(left):
+            self.close_pipeline_run(run.info.run_id, state=FAILED)
+
+    def _home(self) -> str:
+        return f"{socket.gethostname()}:{self.places.home.resolve()}".replace("'", "")
 
     def cluster_run(self, kfp_run: str, recipe: Mapping[str, Any]) -> str:
         """The parent run of a KFP run; the first step that asks makes it, and all of them take the earliest.

@@ -35,7 +35,7 @@ Work = Callable[..., dict[str, Any]]
 
 _RESTARTS = 3
 """How often a lost worker is replaced; each time training goes on from the last checkpoint."""
-_RETURN_SECONDS, _CAUSE_LENGTH = 600.0, 300
+_RETURN_SECONDS, _GROW_SECONDS, _CAUSE_LENGTH = 600.0, 120.0, 300
 _STOP_KEY, _ASKED = b"robustrain/stop", b"asked"
 _STOP_POLL_SECONDS, _PASS_ON_SECONDS = 1.0, 0.2
 _QUIET = {
@@ -163,26 +163,42 @@ def _passed_on(stop: StopRequests) -> Iterator[None]:
 def _workers_now(config: TrainConfig, stop: StopRequests, *, patient: bool) -> tuple[bool, int]:
     """Whether workers have GPUs, and how many of them the cluster holds.
 
+    A cluster that was joined with a range of workers is asked for the largest number, and has two minutes to grow.
+
     Args:
         patient: wait for machines that come back, as after a loss.
 
     Raises:
         UserError: too few.
+        Terminated, KeyboardInterrupt: asked to end meanwhile.
     """
     import ray
 
-    deadline = time.monotonic() + (_RETURN_SECONDS if patient else 0.0)
+    start, (least, most) = time.monotonic(), config.worker_range
+    grows = least != most and bool(os.environ.get("RAY_ADDRESS"))
     while True:
+        stop.obey()
         resources = ray.cluster_resources()
         gpus = config.device != "cpu" and resources.get("GPU", 0) > 0
         available = resources.get("GPU" if gpus else "CPU", 0)
+        if grows:
+            _ask_for({"GPU": 1} if gpus else {"CPU": 1}, most)
+            if available < most and time.monotonic() < start + _GROW_SECONDS:
+                time.sleep(1.0)
+                continue
         try:
             return gpus, workers_for(config, available=available, unit="GPUs" if gpus else "cores")
         except UserError:
-            stop.obey()
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= start + (_RETURN_SECONDS if patient else 0.0):
                 raise
             time.sleep(1.0)
+
+
+def _ask_for(bundle: dict[str, int], count: int) -> None:
+    """Lets a cluster that can grow do so, and keep its size while this training runs. Without effect on others."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[bundle] * count)
 
 
 def _fit_once(work: Work, job: StageJob, config: TrainConfig, workers: int, *, gpus: bool) -> dict[str, Any]:

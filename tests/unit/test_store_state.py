@@ -122,6 +122,18 @@ def test_unfinished_parent_is_refused(tracking, spec):
         tracking.finished(parent(spec))
 
 
+def test_pipeline_runs_that_this_home_left_open_are_closed_and_no_others(tracking, places, monkeypatch):
+    left, done = (tracking.open_pipeline_run("p", {}, {}) for _ in range(2))
+    tracking.close_pipeline_run(done, state="complete")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("socket.gethostname", lambda: "another-machine")
+        others = tracking.open_pipeline_run("p", {}, {})
+    tracking.close_left_open()
+    states = [tracking.client.get_run(run).data.tags["stage_state"] for run in (left, done, others)]
+    assert states == ["failed", "complete", "running"]
+    assert tracking.client.get_run(left).info.status == "FAILED"
+
+
 def test_newest_complete_run_wins(tracking, spec, places):
     """Whoever ran a finished stage once more wants what came of it."""
     second = spec.model_copy(update={"run_id": tracking.begin(spec)})

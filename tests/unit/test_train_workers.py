@@ -133,3 +133,23 @@ def test_pieces_of_a_batch_train_like_whole_batches(tmp_path, drop_path):
     for first, second in zip(one, two, strict=True):
         for figure in ("loss", "grad_norm", "attack_gain"):
             assert second[figure] == pytest.approx(first[figure], rel=1e-4), figure
+
+
+@pytest.mark.parametrize(("grows_to", "at", "taken"), [(4, 60, 4), (2, 60, 2), (4, 600, 1)])
+def test_a_cluster_that_can_grow_is_asked_to_and_given_two_minutes(monkeypatch, grows_to, at, taken):
+    import ray
+    import ray.autoscaler.sdk
+
+    from components.train import worker
+    from components.train.signals import StopRequests
+
+    now, asked = [0.0], []
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": grows_to if now[0] >= at else 1})
+    monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(len(bundles)))
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(worker.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    config = _config(workers="1-4", device="cpu")
+    assert worker._workers_now(config, StopRequests(), patient=True) == (False, taken)
+    assert set(asked) == {4}
+    assert now[0] == (60 if taken == 4 else 120)
