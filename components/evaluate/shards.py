@@ -19,10 +19,10 @@ from components.cores import available_cores
 from components.errors import UserError
 from components.evaluate import unit_file
 from components.evaluate.config import EvaluateConfig
-from components.memory import keep_freed_memory
 from components.evaluate.processes import Processes, Report
 from components.evaluate.workload import Workload, blocks
 from components.launch.ray_here import start_ray
+from components.memory import keep_freed_memory
 
 RAY_VARIABLE = "RAY_ADDRESS"
 
