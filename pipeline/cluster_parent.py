@@ -12,10 +12,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from components.store.places import Places
+from components.store.places import KFP_RUN_VARIABLE, Places
 from components.store.run import COMPLETE, FAILED
-
-KFP_RUN_VARIABLE = "ROBUSTRAIN_KFP_RUN_ID"
 
 
 def opened(places: Places, recipe: Mapping[str, Any]) -> str:

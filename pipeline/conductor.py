@@ -84,7 +84,6 @@ def main(request: Path) -> None:
         opened = warm.call("pipeline.conductor:open_run", log, recipe=asked["recipe"])
         run_id = opened["run_id"]
         (folder / "pipeline-run").write_text(run_id)
-        os.environ["ROBUSTRAIN_PIPELINE_RUN"] = run_id
         state = "failed"
         try:
             _work_ahead(recipe, run_id, folder, asked["jobs"], opened["reused"])

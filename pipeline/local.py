@@ -39,6 +39,7 @@ class Outcome:
         rows: the results, as `pipeline.results.Results.rows`; `worst_case` likewise.
         report: path of the HTML page; empty where the recipe has none.
         user: where it failed before any stage did: whether the person can mend it.
+        status: of the process that ran it; below 0 the signal that ended it.
     """
 
     run_id: str
@@ -48,6 +49,7 @@ class Outcome:
     rows: list[dict[str, Any]]
     report: str
     user: bool = False
+    status: int = 0
     worst_case: list[dict[str, Any]] = field(default_factory=list)
 
     def failed(self) -> dict[str, Any] | None:
@@ -56,7 +58,9 @@ class Outcome:
         return min(failed, key=lambda report: report["time"], default=None)
 
     def cause(self) -> str:
-        """Why it stopped where no stage failed: the last thing that its log says."""
+        """Why it stopped where no stage failed: the signal that ended it, or the last thing that its log says."""
+        if self.status < 0:
+            return f"its process was ended by {signal.Signals(-self.status).name}"
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1].removeprefix("error: ") if lines else "its processes were killed"
 
@@ -104,7 +108,9 @@ def run_here(
         watch(stages)
     results = _written(folder / "results.json", {"rows": [], "report": ""})
     user = child.returncode == EXIT_STATUS
-    return Outcome(_pipeline_run(folder), child.returncode == 0, stages, log, **results, user=user)
+    return Outcome(
+        _pipeline_run(folder), child.returncode == 0, stages, log, **results, user=user, status=child.returncode
+    )
 
 
 def _environment(places: Places, folder: Path, again: tuple[str, ...]) -> dict[str, str]:

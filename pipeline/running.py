@@ -33,7 +33,7 @@ def run_here_and_tell(recipe: Recipe, again: tuple[str, ...], jobs: int) -> None
     check_machine()
     if kept := kept_behind(recipe, again):
         said = (
-            f"--again: finished stages behind it stay as they are ({', '.join(kept)}); name them too to run them again"
+            f"--again: what is finished behind it stays as it is ({', '.join(kept)}); name those too to run them again"
         )
         console.print(said, highlight=False, markup=False)
     _conclude(shown(recipe, console, again, jobs), console)
@@ -92,9 +92,10 @@ def _say_why(outcome: Outcome) -> NoReturn:
     if failed:
         said, log, user = f"stage {failed['stage']} failed: {failed['error']}", failed["log"], failed.get("user")
     else:
-        check_machine()  # a full disk leaves no other trace
         said, log, user = f"the pipeline stopped before any stage failed: {outcome.cause()}", outcome.log, outcome.user
     print(f"error: {said}\nlog: {log}", file=sys.stderr)
+    if not failed:
+        check_machine()  # a full disk may be the reason and leave no other trace
     raise typer.Exit(EXIT_STATUS if user else 1)
 
 

@@ -13,13 +13,14 @@ GRACE_SECONDS = 3.0
 
 
 def end_session(leader: int) -> None:
-    """SIGTERM to every process of the session that `leader` leads, SIGKILL to those left after the grace time.
+    """SIGTERM to the processes of the session that `leader` leads, SIGKILL to those left after the grace time.
 
     By session, not by process group: a Ray that a stage has started has groups of its own but stays in the session
-    unless it daemonises itself, and Ray's own processes end with their driver.
+    unless it daemonises itself. Ray's own processes get no SIGTERM: they end with their driver, which needs them to let
+    its leading worker take a checkpoint.
     """
     deadline = time.monotonic() + GRACE_SECONDS
-    _signal_all(session_members(leader), signal.SIGTERM)
+    _signal_all([process for process in session_members(leader) if not _is_rays(process)], signal.SIGTERM)
     while session_members(leader) and time.monotonic() < deadline:
         time.sleep(0.05)
     _signal_all(session_members(leader), signal.SIGKILL)
@@ -29,6 +30,14 @@ def _signal_all(processes: list[int], number: int) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, number)
+
+
+def _is_rays(process: int) -> bool:
+    """Whether a process is one of a Ray's: its workers call themselves `ray::...`, its servers lie in its package."""
+    with contextlib.suppress(OSError):
+        command = (Path("/proc") / str(process) / "cmdline").read_bytes().split(b"\0")
+        return command[0].startswith(b"ray::") or any(b"/ray/" in part for part in command[:3])
+    return False
 
 
 def session_members(session: int) -> list[int]:

@@ -49,7 +49,7 @@ def bring_to_completion(order: str, parents: list[str], pipeline_run: str = "") 
     Args:
         order: JSON of an `Order`.
         parents: what the parents' steps returned, in the order of `Order.parents`.
-        pipeline_run: MLflow id of the parent run; the environment's where empty.
+        pipeline_run: MLflow id of the parent run; on a cluster empty, where the first step opens it.
 
     Raises:
         UserError: the stage cannot be done as asked.
@@ -200,8 +200,6 @@ def check(spec: dict[str, Any]) -> dict[str, str]:
         raise UserError(
             "the stage ended without a complete result", where=stage.name, value=found.reason, remedy="run it again"
         )
-    if found.run_id != stage.run_id and tracking.is_complete(stage.run_id):
-        return {"run_id": stage.run_id}
     if found.run_id != stage.run_id:
         tracking.record_stage(stage.pipeline_run, stage.name, found.run_id, "reused")
     return {"run_id": found.run_id}

@@ -21,7 +21,7 @@ from components.evaluate import unit_file
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.processes import Processes, Report
 from components.evaluate.workload import Workload, blocks
-from components.launch.ray_here import start_ray
+from components.launch.ray_here import own_signals, start_ray
 from components.memory import keep_freed_memory
 
 RAY_VARIABLE = "RAY_ADDRESS"
@@ -97,7 +97,8 @@ def _run_on_ray(config: EvaluateConfig, folder: Path, model_folder: Path, worklo
 
     address = os.environ.get(RAY_VARIABLE) or "local"
     if address != "local":
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+        with own_signals():
+            ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     elif not ray.is_initialized():
         start_ray(log_to_driver=False)
     on_gpu = config.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1

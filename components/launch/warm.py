@@ -115,7 +115,8 @@ def hosted(folder: Path, preload: Sequence[str] = ()) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     path = f"/tmp/robustrain-{os.getpid()}.sock"  # a Unix socket's path has at most 107 bytes; a home's may be longer
     Path(path).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "components.launch.warm", "--socket", path, "--preload", *preload]
+    command = [sys.executable, "-m", "components.launch.warm", "--socket", path, "--parent", str(os.getpid())]
+    command += ["--preload", *preload]
     with (folder / "host.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env={**_TUNING, **os.environ})
     try:
@@ -129,11 +130,11 @@ def hosted(folder: Path, preload: Sequence[str] = ()) -> Iterator[str]:
         Path(path).unlink(missing_ok=True)
 
 
-def serve(path: str, preload: Sequence[str]) -> None:
-    """Answers calls until it is told to end (SIGTERM)."""
+def serve(path: str, preload: Sequence[str], parent: int) -> None:
+    """Answers calls until it is told to end (SIGTERM), or `parent`, the process that started it, has died."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    die_with_parent()
+    die_with_parent(parent)
     with socket.socket(socket.AF_UNIX) as listener, _removed(path):
         listener.bind(path)
         os.chmod(path, 0o600)
@@ -171,17 +172,18 @@ def _answer(connection: socket.socket, listener: socket.socket) -> None:
         data += connection.recv(1 << 16)
     request = json.loads(data)
     _import(request["preload"])
+    host = os.getpid()
     if os.fork() == 0:
         listener.close()
-        _child(connection, descriptor, request)
+        _child(connection, descriptor, request, host)
     os.close(descriptor)
 
 
-def _child(connection: socket.socket, descriptor: int, request: dict[str, Any]) -> None:
+def _child(connection: socket.socket, descriptor: int, request: dict[str, Any], host: int) -> None:
     """Runs one call and never returns."""
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    die_with_parent()
+    die_with_parent(host)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.nice(request["nice"])
@@ -206,6 +208,7 @@ def _child(connection: socket.socket, descriptor: int, request: dict[str, Any]) 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Warm host for pipeline steps.")
     parser.add_argument("--socket", required=True)
+    parser.add_argument("--parent", type=int, required=True, help="process id of whoever starts the host")
     parser.add_argument("--preload", nargs="*", default=[])
     options = parser.parse_args()
-    serve(options.socket, options.preload)
+    serve(options.socket, options.preload, options.parent)

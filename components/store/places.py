@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HOME_VARIABLE = "ROBUSTRAIN_HOME"
+KFP_RUN_VARIABLE = "ROBUSTRAIN_KFP_RUN_ID"
+"""The pipeline's run in Kubeflow; set in the steps there and nowhere else."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from components.store.artifacts import Artifacts
 from components.store.claims import claim
 from components.store.job import ParentRef, StageSpec
 from components.store.objects import ObjectRef, ObjectStore
-from components.store.places import Places
+from components.store.places import KFP_RUN_VARIABLE, Places
 from components.store.run import (
     COMPLETE,
     ERROR,
@@ -40,7 +40,6 @@ from components.store.tracking_errors import tracking_explained
 
 ADOPTED_VARIABLE = "MLFLOW_RUN_ID"
 """A run that Kubeflow has opened for a step: the step's stage writes to it. On one machine it means nothing."""
-_KUBEFLOW_VARIABLE = "ROBUSTRAIN_KFP_RUN_ID"
 _STAGE_TAG = "stage_of_recipe."
 HOME = "home"
 """Tag of a pipeline run: the machine and the home it was started in."""
@@ -193,7 +192,7 @@ class Tracking:
         }
         if spec.pipeline_run:
             tags["mlflow.parentRunId"] = spec.pipeline_run
-        opened = os.environ.pop(ADOPTED_VARIABLE, "") if os.environ.get(_KUBEFLOW_VARIABLE) else ""
+        opened = os.environ.pop(ADOPTED_VARIABLE, "") if os.environ.get(KFP_RUN_VARIABLE) else ""
         run_id = adopt or opened
         if not run_id:
             made = self.client.create_run(self.experiment_id, run_name=spec.name, tags={**tags, STATE: RUNNING})

@@ -1,7 +1,7 @@
 """What the last bits of a training depend on besides its numbers: threads and workers, kept over interruptions.
 
-Sums over threads depend on their number, and on a CPU so does every product. A training goes on with the threads that
-it began with, however many cores the process that continues it was given.
+Sums over threads depend on their number, and on a CPU so does every product. A training goes on with the threads
+that it had, however many cores the process that continues it was given.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Computing:
         if self.workers != now.workers or not self.threads or not now.threads:
             self.threads, self.workers = now.threads, now.workers
             return (
-                f"this training began with {before[1]} workers and goes on with {now.workers}, so that its last bits "
+                f"this training had {before[1]} workers so far and goes on with {now.workers}, so that its last bits "
                 "are not those of a run that was left alone"
                 if before[1] != now.workers
                 else "this training moved between CPU and GPU, so its last bits are not those of a run that stayed"
             )
         torch.set_num_threads(self.threads)
-        if self.threads * self.workers > available_cores():
-            return f"goes on with {self.threads} threads, as it began, on {available_cores()} cores: exact, but slow"
+        if self.threads > available_cores():
+            return f"goes on with {self.threads} threads, as before, on {available_cores()} cores: exact, but slow"
         return ""

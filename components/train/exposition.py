@@ -18,6 +18,7 @@ HELP: dict[str, str] = {
     "grad_norm": "mean L2 norm of the gradient before clipping, of the epoch so far",
     "attack_gain": "mean loss (TRADES: divergence) that the attack added to that at its start, of the epoch so far",
     "attack_flips": "share of images whose predicted class at the attack's start it changed, of the epoch so far",
+    "left_out": "share of images whose step the loss scaler left out (fp16), of the epoch so far",
     "images_per_s": "training images a second over all workers",
     "data_wait": "share of the time spent waiting for data",
     "flops_per_s": "floating-point operations a second over all workers",

@@ -125,7 +125,7 @@ class Guard:
         health.lr_scale *= self.config.back_lr
         health.backs += 1
         self._record(finding, "back")
-        kept = None
+        kept, computing = None, self.state.computing
         if self.good is not None:
             self.good.settle()
             kept = self.good.latest()
@@ -135,7 +135,7 @@ class Guard:
             self.state.restore(kept)
         share_state(self.state, self.world, resumed=True)
         # The good state's own record ends where it was taken.
-        self.state.health = health
+        self.state.health, self.state.computing = health, computing
         health.present = []
         self._say(
             f"{finding.sentence}; going back to the end of epoch {self.state.position.epoch} "

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 from components.store.job import Terminated
 
+_ONE_REQUEST_SECONDS = 1.0
+"""Signals so close together are one request: who ends a whole session signals a process and its parent, whose death
+signals it again."""
+
 
 class StopRequests:
-    """While entered, the first SIGTERM or SIGINT is only noted; a second one acts as it did before.
+    """While entered, the first SIGTERM or SIGINT is only noted; a later second one acts as it did before.
 
     Outside the main thread, where Python runs no handlers, nothing is changed.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
@@ -32,8 +38,12 @@ class StopRequests:
         self._put_back()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._put_back()
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._since = number, now
+        elif now - self._since >= _ONE_REQUEST_SECONDS:
+            self._put_back()
+            signal.raise_signal(number)
 
     def _put_back(self) -> None:
         while self._before:

@@ -130,7 +130,8 @@ def _continue(job: StageJob, state: TrainState, store: CheckpointStore | None, w
         state.restore(found)
         job.run.say(f"continuing from epoch {state.position.epoch + 1}, batch {state.position.batch}")
     share_state(state, world, resumed=found is not None)
-    if warning := state.computing.take_over(world):
+    warning = state.computing.take_over(world)
+    if warning and world.leads:
         job.run.warn(warning)
 
 

@@ -22,6 +22,7 @@ from components.cores import stage_cores
 from components.errors import UserError
 from components.launch.ray_here import own_signals, start_ray
 from components.store.places import Places
+from components.train.config_checks import shares_evenly
 from components.train.exposition import HOST_VARIABLE, PORT_VARIABLE
 from components.train.signals import StopRequests
 from components.train.worker_range import workers_for
@@ -37,7 +38,7 @@ _RESTARTS = 3
 """How often a lost worker is replaced; each time training goes on from the last checkpoint."""
 _RETURN_SECONDS, _GROW_SECONDS, _CAUSE_LENGTH = 600.0, 120.0, 300
 _STOP_KEY, _ASKED = b"robustrain/stop", b"asked"
-_STOP_POLL_SECONDS, _PASS_ON_SECONDS = 1.0, 0.2
+_STOP_POLL_SECONDS, _PASS_ON_SECONDS, _JOIN_SECONDS = 1.0, 0.2, 2.0
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -147,8 +148,9 @@ def _passed_on(stop: StopRequests) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(_PASS_ON_SECONDS):
             if stop.received is not None:
-                _internal_kv_put(_STOP_KEY, _ASKED, overwrite=True)
-                return
+                with contextlib.suppress(Exception):  # Ray raises bare ones; asked again until it has been told
+                    _internal_kv_put(_STOP_KEY, _ASKED, overwrite=True)
+                    return
 
     _internal_kv_del(_STOP_KEY)
     watcher = threading.Thread(target=watch, daemon=True, name="stop-requests")
@@ -157,7 +159,7 @@ def _passed_on(stop: StopRequests) -> Iterator[None]:
         yield
     finally:
         over.set()
-        watcher.join()
+        watcher.join(_JOIN_SECONDS)  # where Ray is gone, telling it may take long
 
 
 def _workers_now(config: TrainConfig, stop: StopRequests, *, patient: bool) -> tuple[bool, int]:
@@ -175,6 +177,7 @@ def _workers_now(config: TrainConfig, stop: StopRequests, *, patient: bool) -> t
     import ray
 
     start, (least, most) = time.monotonic(), config.worker_range
+    most = max((n for n in range(least, most + 1) if shares_evenly(config, n)), default=most)
     grows = least != most and bool(os.environ.get("RAY_ADDRESS"))
     while True:
         stop.obey()

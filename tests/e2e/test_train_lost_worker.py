@@ -96,7 +96,7 @@ def test_asked_to_end_it_takes_a_checkpoint_and_goes_on_exactly(run_stage, place
     for name, value in places.environment().items():
         monkeypatch.setenv(name, value)
     data = run_stage("encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 400, "limit_val": 20})
-    rare = {**CONFIG, "workers": 2, "checkpoint_minutes": 0.05}
+    rare = {**CONFIG, "workers": 2, "epochs": 25, "checkpoint_minutes": 0.02, "checkpoint_seconds": 600}
     calm = run_stage("adversarial", rare, {"data": data})
     killer = Killer(places.home, ask=True)
     killer.start()

@@ -13,6 +13,7 @@ from components.errors import UserError
 from components.evaluate import autoattack, library
 from components.evaluate.autoattack import attack_block
 from components.evaluate.config import Threat
+from components.evaluate.observed import Watched
 
 
 def network(classes=10, seed=0):
@@ -83,11 +84,14 @@ def test_every_broken_image_has_a_witness(norm, quick):
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_the_whole_attack_is_the_librarys_standard_version_to_the_last_bit(norm, quick):
-    """Same iterations on both sides; that ours has the standard's numbers of them is another test's matter."""
+    """Same iterations on both sides; that ours has the standard's numbers of them is another test's matter.
+
+    Both see the network in the same memory layout, which moves the last bit on some processors.
+    """
     model = network().requires_grad_(False)
     images, labels = block(model, 16)
     eps = middling(model, images, labels, norm)
-    reference = shortened(AutoAttack(model, norm=norm, eps=eps, version="standard", seed=7))
+    reference = shortened(AutoAttack(Watched(model, lambda: None), norm=norm, eps=eps, version="standard", seed=7))
     state = torch.get_rng_state()
     adversarial, classes = reference.run_standard_evaluation(images.clone(), labels.clone(), batch_size=16)
     torch.set_rng_state(state)
@@ -173,7 +177,7 @@ def test_all_broken_one_survivor_and_a_block_of_one(norm, quick):
     model = network()
     images, labels = block(model, 5)
     everything = attack_block(
-        model, images, labels, Threat(norm=norm, eps=1 if norm == "Linf" else 100), num_classes=10, seed=0
+        model, images, labels, Threat(norm=norm, eps=1 if norm == "Linf" else 30), num_classes=10, seed=0
     )
     assert "robust" not in everything.verdict
     wrong = (labels + 1) % 10
