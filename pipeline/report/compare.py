@@ -86,7 +86,8 @@ def _paired_words(found: PairedDifference) -> str:
     gap = points(found.difference)
     low, high = (points(bound) for bound in found.interval)
     images = f"on the same {count(found.n)} images"
-    why = f"95{NBSP}% {low} to {high}; {found.only_first} images against {found.only_second}, {_p(found.p_value)}"
+    first = f"{found.only_first} image{'' if found.only_first == 1 else 's'}"
+    why = f"95{NBSP}% {low} to {high}; {first} against {found.only_second}, {_p(found.p_value)}"
     if not found.shows:
         return f"no difference shown {images} ({gap}{NBSP}points, {why})"
     return f"{'higher' if found.difference > 0 else 'lower'} by {gap.lstrip('+−')} points {images} ({why})"
