@@ -39,6 +39,7 @@ def killed_in_write(training):
 
     if training.state.position.step == 0:
         checkpoint_room.save_file = dies
+    training.checkpoints.settle()  # on a slow disk one checkpoint would last the whole training
 
 
 def killed_in_upload(training):

@@ -42,7 +42,7 @@ def test_run_again_says_which_finished_stages_it_leaves_alone(monkeypatch, capsy
     running.run_here_and_tell(build(small()), ("pretrain",), 0)
     said = " ".join(capsys.readouterr().out.split())
     assert said == (
-        "--again: finished stages behind it stay as they are (adversarial, evaluate); name them too to run them again"
+        "--again: what is finished behind it stays as it is (adversarial, evaluate); name those too to run them again"
     )
     running.run_here_and_tell(build(small()), ("evaluate",), 0)
     assert capsys.readouterr().out == ""
