@@ -8,8 +8,6 @@ parent's affair, and dies with its parent.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import multiprocessing
 import os
@@ -25,6 +23,7 @@ from typing import Any, Self
 
 from components.errors import UserError
 from components.evaluate.workload import Workload
+from components.launch.parent import die_with_parent
 
 Report = Callable[[int, str, float], None]
 """Told the unit's number, the attack at work and the share of the unit that is done."""
@@ -159,7 +158,7 @@ def _serve(pipe: Connection, others: Sequence[Connection], parent: int) -> None:
     """A child's life: units until the pipe closes."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with(parent)
+    die_with_parent(parent, signal.SIGKILL)
     for other in others:
         other.close()
     import torch
@@ -198,10 +197,3 @@ class _Teller:
         if share - self._told >= 0.01:
             self._told = share
             self._pipe.send_bytes(json.dumps({"attack": attack, "share": share}).encode())
-
-
-def _die_with(parent: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)

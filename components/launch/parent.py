@@ -10,13 +10,14 @@ import signal
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent: int = 0) -> None:
-    """Linux: this process gets SIGTERM when the thread that started it dies.
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Linux: this process gets a signal when the thread that started it dies.
 
     Args:
-        parent: the process that started this one; where it is gone already, SIGTERM comes now. 0: not checked.
+        parent: the process that started this one; where it is gone already, the signal comes now.
+        number: the signal.
     """
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if parent and os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
