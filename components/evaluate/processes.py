@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from components.errors import UserError
 from components.evaluate.workload import Workload
-from components.launch.parent import die_with_parent
+from components.process import die_with_parent
 
 Report = Callable[[int, str, float], None]
 """Told the unit's number, the attack at work and the share of the unit that is done."""
