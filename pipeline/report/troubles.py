@@ -9,7 +9,7 @@ from pipeline.report.stage import ReportStage
 
 _FOLLOWED = {
     "warn": "The recipe says to warn, so training went on.",
-    "back": "Training went back to its last good probe, with {lr_scale:g} of the learning rate.",
+    "rollback": "Training rolled back to its last good validation, with {lr_scale:g} of the learning rate.",
 }
 
 
@@ -19,8 +19,8 @@ def troubles(stages: Sequence[ReportStage]) -> list[Content]:
 
 
 def _events(stage: ReportStage) -> Sequence[Mapping[str, object]]:
-    health = stage.result.get("health")
-    events = health.get("events") if isinstance(health, Mapping) else None
+    monitor = stage.result.get("monitor")
+    events = monitor.get("events") if isinstance(monitor, Mapping) else None
     return [event for event in events if isinstance(event, Mapping)] if isinstance(events, list | tuple) else []
 
 

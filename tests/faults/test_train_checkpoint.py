@@ -12,7 +12,7 @@ from components.errors import UserError
 from components.train import checkpoint as room
 from components.train import checkpoint_manager as store_room
 from components.train.checkpoint import Snapshot, read_checkpoint, write_checkpoint
-from components.train.checkpoint_manager import CheckpointStore, Hands
+from components.train.checkpoint_manager import CheckpointManager, CheckpointThreads
 from components.train.monitor import require_finite
 
 MINE = "f" * 64
@@ -29,7 +29,7 @@ def _snapshot(step, epoch=0):
 
 def _same(one, other):
     assert one is not None
-    assert dict(one.facts) == dict(other.facts)
+    assert dict(one.metadata) == dict(other.metadata)
     for group, tensors in other.tensors.items():
         for name, tensor in tensors.items():
             assert torch.equal(one.tensors[group][name], tensor)
@@ -37,7 +37,7 @@ def _same(one, other):
 
 @pytest.fixture
 def store(tmp_path):
-    opened = CheckpointStore(tmp_path / "checkpoints", MINE)
+    opened = CheckpointManager(tmp_path / "checkpoints", MINE)
     yield opened
     opened.close()
 
@@ -52,7 +52,7 @@ def test_comes_back_as_it_was_and_the_previous_one_is_kept(store):
 def test_written_beside_the_training(store):
     store.save(_snapshot(1))
     store.save(_snapshot(2))
-    store.settle()
+    store.wait_until_written()
     assert not store.busy
     _same(store.latest(), _snapshot(2))
 
@@ -142,7 +142,7 @@ def test_a_failed_write_in_the_thread_is_not_lost(store, monkeypatch):
     monkeypatch.setattr(room, "save_file", lambda *a: (_ for _ in ()).throw(OSError("gone")))
     store.save(_snapshot(1))
     with pytest.raises(OSError, match="gone"):
-        store.settle()
+        store.wait_until_written()
 
 
 class Remote:
@@ -173,7 +173,7 @@ class Remote:
         return shutil.copytree(found, to) if found.is_dir() else shutil.copyfile(found, to)
 
     def store(self, disk):
-        return CheckpointStore(disk, MINE, upload=self.upload, fetch=self.fetch)
+        return CheckpointManager(disk, MINE, upload=self.upload, fetch=self.fetch)
 
 
 @pytest.fixture
@@ -250,8 +250,8 @@ def test_stores_that_share_their_threads_write_in_the_order_they_were_asked(tmp_
         return plain(folder, *args)
 
     monkeypatch.setattr(store_room, "write_checkpoint", slow_for_good)
-    hands = Hands()
-    good, usual = (CheckpointStore(tmp_path / name, MINE, hands=hands) for name in ("good", "usual"))
+    hands = CheckpointThreads()
+    good, usual = (CheckpointManager(tmp_path / name, MINE, threads=hands) for name in ("good", "usual"))
     good.save(_snapshot(1))
     usual.save(_snapshot(1), wait=True)
     assert order == ["good", "usual"]
@@ -262,7 +262,7 @@ def test_an_upload_that_fails_is_said_and_survived(tmp_path, capsys):
     def upload(local, artifact):
         raise ConnectionError("the server is away")
 
-    store = CheckpointStore(tmp_path, MINE, upload=upload)
+    store = CheckpointManager(tmp_path, MINE, upload=upload)
     store.save(_snapshot(1), wait=True)
     store.close()
     assert "the server is away" in capsys.readouterr().err

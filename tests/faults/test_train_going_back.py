@@ -8,11 +8,11 @@ import torch
 
 from components.errors import Terminated, UserError
 from components.train.checkpoint import Snapshot
-from components.train.checkpoint_manager import CheckpointStore
+from components.train.checkpoint_manager import CheckpointManager
 from components.train.loop import Training
 from tests.small_training import encoded, job, train
 
-BACK = {"on_non_finite": "back"}
+BACK = {"on_non_finite": "rollback"}
 PER_EPOCH, EPOCHS, GOOD = 10, 5, 3
 LEARNING = {
     "epochs": EPOCHS,
@@ -20,8 +20,8 @@ LEARNING = {
     "lr": 6e-3,
     "ema_decay": 0.5,
     "model": {"name": "convnext_micro", "stem": "conv", "kwargs": {"depths": [1, 1, 1, 1], "ls_init_value": 0.1}},
-    "probe": {"every": 1, "images": 80, "fraction": 0.2},
-    "health": BACK,
+    "validation": {"every_epochs": 1, "max_images": 80, "fraction": 0.2},
+    "monitor": BACK,
 }
 
 
@@ -35,7 +35,7 @@ def bursting(patch):
     plain = Training.lr
 
     def lr(self, at):
-        bursts = GOOD + 0.3 < at < GOOD + 0.7 and self.state.health.lr_scale == 1.0
+        bursts = GOOD + 0.3 < at < GOOD + 0.7 and self.state.monitor.lr_scale == 1.0
         return 1e30 if bursts else plain(self, at)
 
     patch.setattr(Training, "lr", lr)
@@ -52,12 +52,12 @@ def _weights(made):
     return load_file(made.run.artifacts / "model" / "weights.safetensors")
 
 
-def _interrupt(monkeypatch, *, step, backs):
+def _interrupt(monkeypatch, *, step, num_rollbacks):
     """Asks the training to end after this step of the time line before or after it has gone back."""
     plain = Training._step
 
     def watched(self, batch):
-        if (self.state.position.step, self.state.health.backs) == (step - 1, backs):
+        if (self.state.position.step, self.state.monitor.num_rollbacks) == (step - 1, num_rollbacks):
             self.stop.received = signal.SIGTERM
         plain(self, batch)
 
@@ -75,16 +75,16 @@ def whole(data, tmp_path_factory):
 
 def test_it_returns_to_the_last_good_probe(data, tmp_path, burst, capsys):
     result = train(job(data, tmp_path, **LEARNING))
-    event = result["health"]["events"][0]
+    event = result["monitor"]["events"][0]
     said = (event["epoch"], event["signature"], event["action"], event["lr_scale"])
-    assert said == (GOOD + 1, "non_finite", "back", 0.5)
+    assert said == (GOOD + 1, "non_finite", "rollback", 0.5)
     assert f"going back to the end of epoch {GOOD}" in capsys.readouterr().err
-    assert result["health"]["went_back"] == 1
+    assert result["monitor"]["num_rollbacks"] == 1
     assert result["steps"] == EPOCHS * PER_EPOCH
 
 
 @pytest.mark.parametrize(
-    ("step", "backs"),
+    ("step", "num_rollbacks"),
     [
         (2, 0),
         (GOOD * PER_EPOCH, 0),
@@ -95,11 +95,11 @@ def test_it_returns_to_the_last_good_probe(data, tmp_path, burst, capsys):
     ],
 )
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "on another machine"])
-def test_interrupted_before_or_after_it_ends_with_the_same_bits(data, whole, tmp_path, burst, step, backs, elsewhere):
+def test_interrupted_before_or_after_it_ends_with_the_same_bits(data, whole, tmp_path, burst, step, num_rollbacks, elsewhere):
     expected, weights = whole
     made = job(data, tmp_path / "cut", **LEARNING)
     with pytest.MonkeyPatch.context() as patch:
-        _interrupt(patch, step=step, backs=backs)
+        _interrupt(patch, step=step, num_rollbacks=num_rollbacks)
         with pytest.raises(Terminated):
             train(made)
     if elsewhere:
@@ -112,31 +112,31 @@ def test_interrupted_before_or_after_it_ends_with_the_same_bits(data, whole, tmp
 
 def test_it_stops_after_so_many_times(data, tmp_path, capsys):
     """A rate that never learns: back to the start twice, then an end."""
-    health = {"on_chance": "back", "chance_epochs": 1, "back_times": 2}
+    health = {"on_chance": "rollback", "chance_epochs": 1, "max_rollbacks": 2}
     with pytest.raises(UserError, match=r"never left chance.* after going back 2 times"):
-        train(job(data, tmp_path, lr=1e-12, lr_min=0, health=health))
+        train(job(data, tmp_path, lr=1e-12, min_lr=0, monitor=health))
     said = capsys.readouterr().err
     assert "end of epoch 0 with 0.5 of the learning rate" in said
     assert "end of epoch 0 with 0.25 of the learning rate" in said
 
 
 def test_without_a_good_state_it_stops(data, tmp_path, burst, monkeypatch):
-    monkeypatch.setattr(CheckpointStore, "latest", lambda self: None)
+    monkeypatch.setattr(CheckpointManager, "latest", lambda self: None)
     with pytest.raises(UserError, match="no good state is left"):
         train(job(data, tmp_path, **LEARNING))
 
 
 def test_a_checkpoint_after_going_back_is_newer_than_a_later_step_before_it(tmp_path):
-    store = CheckpointStore(tmp_path, "f" * 64)
+    store = CheckpointManager(tmp_path, "f" * 64)
 
-    def snapshot(step, backs):
-        facts = {"step": step, "epoch": step // 5, "health": {"backs": backs}}
+    def snapshot(step, num_rollbacks):
+        facts = {"step": step, "epoch": step // 5, "monitor": {"num_rollbacks": num_rollbacks}}
         return Snapshot({"model": {"w": torch.tensor([float(step)])}}, facts)
 
-    for step, backs in ((14, 0), (15, 0), (10, 1), (11, 1)):
-        store.save(snapshot(step, backs), wait=True)
+    for step, num_rollbacks in ((14, 0), (15, 0), (10, 1), (11, 1)):
+        store.save(snapshot(step, num_rollbacks), wait=True)
         newest = store.latest()
         assert newest is not None
-        assert (newest.step, newest.backs) == (step, backs)
+        assert (newest.step, newest.num_rollbacks) == (step, num_rollbacks)
     assert len(list(tmp_path.glob("step-*"))) == 2
     store.close()

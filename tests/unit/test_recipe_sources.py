@@ -143,10 +143,10 @@ def found_paths(found):
 
 
 def test_a_key_lists_stages_and_fields_with_commas():
-    found = shown(with_sources({"pretrain, adversarial.lr, probe.steps": "both"}))
+    found = shown(with_sources({"pretrain, adversarial.lr, validation.steps": "both"}))
     for stage in ("pretrain", "adversarial"):
         assert found[f"stages.{stage}.lr"][1] == "both"
-        assert found[f"stages.{stage}.probe.steps"][1] == "both"
+        assert found[f"stages.{stage}.validation.steps"][1] == "both"
     assert [note for _, note in found.values()].count("both") == 4
 
 

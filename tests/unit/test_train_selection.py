@@ -24,7 +24,7 @@ def _choice(history, epoch):
 def test_the_runner_up_is_the_second_best_and_not_the_best_before():
     history = [*_history((0.5, 0.2), (0.6, 0.4), (0.7, 0.3)), {"epoch": 4, "loss": 1.0}]
     told = _choice(history, 2)
-    assert (told["rule"], told["epoch"], told["robust_accuracy"], told["probes"]) == ("best probe", 2, 0.4, 3)
+    assert (told["rule"], told["epoch"], told["robust_accuracy"], told["validations"]) == ("best validation", 2, 0.4, 3)
     assert told["runner_up"] == {"epoch": 3, "step": 15, "clean_accuracy": 0.7, "robust_accuracy": 0.3}
     assert told["split"] == SPLIT
 
