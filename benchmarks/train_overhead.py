@@ -28,7 +28,7 @@ from benchmarks.timing import side_by_side, timed
 from components.data.loader import Batch
 from components.store.execute import StageJob
 from components.train import loop, stage
-from components.train.batch import mixed, attack_at
+from components.train.batch import attack_at, mixed
 from components.train.images import to_device
 from components.train.loop import Training
 from components.train.optimizer import set_lr
@@ -78,7 +78,7 @@ def bare_epoch(home: Home, batches: list[Batch]) -> Callable[[], None]:
     training = home.training(home.job(epochs=1))
     state, config = training.state, training.config
     set_lr(state.optimizer, training.lr(0.0))
-    classes, threat = training.images.num_classes, attack_at(config, 0.0)
+    classes, attack = training.images.num_classes, attack_at(config, 0.0)
     ready = [
         mixed(config, *to_device(batch, home.world.device), classes=classes, seed=0, epoch=0, batch=0)
         for batch in batches
@@ -91,7 +91,7 @@ def bare_epoch(home: Home, batches: list[Batch]) -> Callable[[], None]:
                 state.optimizer,
                 images,
                 targets,
-                attack=threat,
+                attack=attack,
                 precision=state.precision,
                 global_batch=config.batch_size,
             )

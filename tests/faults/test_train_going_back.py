@@ -95,7 +95,9 @@ def test_it_returns_to_the_last_good_probe(data, tmp_path, burst, capsys):
     ],
 )
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "on another machine"])
-def test_interrupted_before_or_after_it_ends_with_the_same_bits(data, whole, tmp_path, burst, step, num_rollbacks, elsewhere):
+def test_interrupted_before_or_after_it_ends_with_the_same_bits(
+    data, whole, tmp_path, burst, step, num_rollbacks, elsewhere
+):
     expected, weights = whole
     made = job(data, tmp_path / "cut", **LEARNING)
     with pytest.MonkeyPatch.context() as patch:

@@ -51,7 +51,9 @@ def _history(made):
 def test_one_step_without_a_random_start_overfits_catastrophically(data, tmp_path, capsys):
     """Wong et al. 2020: the network learns to resist the one step and nothing else."""
     attack = {"name": "fgsm", "steps": 1, "random_start": False, "fgsm_alpha": 1.0, "eps": 0.3, "eps_warmup_epochs": 8}
-    made = job(data, tmp_path, **{**COMMON, "validation": {**PROBE, "every_epochs": 3, "steps": 10}}, epochs=12, attack=attack)
+    made = job(
+        data, tmp_path, **{**COMMON, "validation": {**PROBE, "every_epochs": 3, "steps": 10}}, epochs=12, attack=attack
+    )
     result = train(made)
     assert "catastrophic_overfitting" in _signatures(result)
     assert "catastrophic overfitting: under the training attack" in capsys.readouterr().err

@@ -74,7 +74,9 @@ def test_sane_groups_decay_matrices_only(name):
 
 def test_optimizer_has_every_parameter_once_and_the_papers_settings():
     model = _meta("vit_small_cvst")
-    optimizer = build_optimizer(model, no_weight_decay="released_code", convolutional=False, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = build_optimizer(
+        model, no_weight_decay="released_code", convolutional=False, betas=(0.9, 0.95), weight_decay=0.05
+    )
     groups = {group["weight_decay"]: group for group in optimizer.param_groups}
     assert {decay: len(group["params"]) for decay, group in groups.items()} == {0.05: 56, 0.0: 112}
     assert len({id(p) for group in groups.values() for p in group["params"]}) == 168

@@ -120,7 +120,11 @@ def test_killed_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch
 
         patch.setattr(checkpoint_room, dies_in, dies)
         with pytest.raises(Killed):
-            _train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_interval_s=0), lambda t: t.checkpoints.wait_until_written())
+            _train(
+                monkeypatch,
+                job_of(data, tmp_path, attack, checkpoint_interval_s=0),
+                lambda t: t.checkpoints.wait_until_written(),
+            )
     same(_train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_interval_s=0))[0], whole(attack)[0])
 
 

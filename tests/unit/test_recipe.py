@@ -131,7 +131,11 @@ def test_override_mistakes(tmp_path, override, said):
 
 
 def matching_stages(recipe):
-    return {name: stage.config.match_released_code for name, stage in recipe.stages.items() if hasattr(stage.config, "match_released_code")}
+    return {
+        name: stage.config.match_released_code
+        for name, stage in recipe.stages.items()
+        if hasattr(stage.config, "match_released_code")
+    }
 
 
 def test_one_switch_makes_every_training_stage_match_the_released_code():
@@ -146,7 +150,10 @@ def test_one_switch_makes_every_training_stage_match_the_released_code():
 def test_a_stage_can_set_for_itself_whether_it_matches_the_released_code():
     document = {**small(pretrain={"match_released_code": False}), "match_released_code": True}
     assert matching_stages(build(document)) == {"pretrain": False, "adversarial": True}
-    assert matching_stages(build(small(pretrain={"match_released_code": True}))) == {"pretrain": True, "adversarial": False}
+    assert matching_stages(build(small(pretrain={"match_released_code": True}))) == {
+        "pretrain": True,
+        "adversarial": False,
+    }
 
 
 def test_the_switch_reaches_the_cells_of_a_matrix_and_their_fingerprints(tmp_path):

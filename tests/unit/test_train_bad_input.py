@@ -134,15 +134,17 @@ def test_a_tag_brings_its_own_normaliser(monkeypatch, tag, mean):
     assert _of_tag(monkeypatch, tag, epochs=20)["normalize"] is None
 
 
-def test_the_best_of_no_probes_is_refused_when_none_can_be_held_out():
+def test_the_best_of_no_validations_is_refused_when_none_can_be_held_out():
     """A tenth of nine images is none."""
     config = PretrainConfig(data="digits", batch_size=2, keep_weights="best")
-    with pytest.raises(UserError, match=r"probe\.fraction.*of 9 training images none.*got 0\.1.*select: last"):
+    with pytest.raises(
+        UserError, match=r"validation\.fraction.*of 9 training images none.*got 0\.1.*keep_weights: last"
+    ):
         describe_split([], 9, config, seed=0)
     assert describe_split([3], 10, config, seed=0)["images"] == 1
     assert describe_split([], 9, config.model_copy(update={"keep_weights": "last"}), seed=0)["images"] == 0
 
 
 def test_radii_of_other_norms_are_checked():
-    with pytest.raises(ValidationError, match=r"probe.extra_norms.Linf.*got 4.0.*4/255"):
+    with pytest.raises(ValidationError, match=r"validation.extra_norms.Linf.*got 4.0.*4/255"):
         PretrainConfig.model_validate({"data": "digits", "validation": {"extra_norms": {"Linf": 4}}})

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from components.errors import UserError
 from components.fingerprint import fingerprinted
 from components.radius import LARGEST, check_radius
-from components.train.batch import mixed, attack_at
+from components.train.batch import attack_at, mixed
 from components.train.config import (
     CONFIGS,
     AdversarialConfig,
@@ -36,7 +36,7 @@ def test_l1_and_l2_radii_of_the_paper_are_accepted():
     assert AttackConfig(norm="L1", eps=1500).eps == 1500
     assert AttackConfig(norm="L2", eps=40).eps == 40
     wide = _adversarial(validation={"norm": "L1", "eps": 75, "extra_norms": {"L2": 4, "Linf": 1}})
-    assert wide.probe.extra_norms == {"L2": 4, "Linf": 1}
+    assert wide.validation.extra_norms == {"L2": 4, "Linf": 1}
 
 
 @pytest.mark.parametrize("norm", LARGEST)
@@ -54,20 +54,28 @@ def test_the_papers_radii_fit_and_255_times_them_do_not(norm):
 )
 def test_the_radius_grows_linearly_and_then_stays(at, share):
     """Debenedetti et al., 2209.07399: linear from 0 over 10 epochs."""
-    config = _adversarial(attack={"eps": 8 / 255, "eps_warmup_epochs": 10, "steps": 3, "loss": "trades", "trades_beta": 5})
-    threat = attack_at(config, at)
+    config = _adversarial(
+        attack={"eps": 8 / 255, "eps_warmup_epochs": 10, "steps": 3, "loss": "trades", "trades_beta": 5}
+    )
+    attack = attack_at(config, at)
     if share is None:
-        assert threat is None, "a radius of 0 is a clean step"
+        assert attack is None, "a radius of 0 is a clean step"
         return
-    assert threat is not None
-    assert threat.eps == pytest.approx(share * 8 / 255, rel=1e-12)
-    assert (threat.norm, threat.steps, threat.loss, threat.trades_beta, threat.centre) == ("Linf", 3, "trades", 5, "clamped")
+    assert attack is not None
+    assert attack.eps == pytest.approx(share * 8 / 255, rel=1e-12)
+    assert (attack.norm, attack.steps, attack.loss, attack.trades_beta, attack.centre) == (
+        "Linf",
+        3,
+        "trades",
+        5,
+        "clamped",
+    )
 
 
 def test_without_a_warm_up_the_radius_is_whole_from_the_first_step():
-    threat = attack_at(_adversarial(), 0.0)
-    assert threat is not None
-    assert threat.eps == 4 / 255
+    attack = attack_at(_adversarial(), 0.0)
+    assert attack is not None
+    assert attack.eps == 4 / 255
     assert attack_at(ConvStemConfig(data="imagenet", init="pretrain"), 3.0) is None
 
 
@@ -94,9 +102,9 @@ def test_what_the_released_code_leaves_out_without_mixing_and_heavy_augmentation
 
 
 def test_the_released_codes_ball_lies_around_pixels_as_they_are():
-    threat = attack_at(_adversarial(match_released_code=True), 0.0)
-    assert threat is not None
-    assert threat.centre == "given"
+    attack = attack_at(_adversarial(match_released_code=True), 0.0)
+    assert attack is not None
+    assert attack.centre == "given"
 
 
 @pytest.mark.parametrize(
@@ -106,20 +114,23 @@ def test_the_released_codes_ball_lies_around_pixels_as_they_are():
         ({"attack": {"norm": "L2", "eps": 510}}, ["attack.eps", "510", "255", "write 510/255, which is 2."]),
         ({"attack": {"norm": "L2", "eps": 64}}, ["attack.eps", "got 64.0", "which is 0.251"]),
         ({"attack": {"norm": "L1", "eps": 75 * 255}}, ["attack.eps", "got 19125.0", "0-255 units", "which is 75."]),
-        ({"validation": {"eps": 4}}, ["probe.eps", "got 4.0", "write 4/255"]),
-        ({"validation": {"eps": 4}, "attack": {"norm": "Linf"}}, ["probe.eps", "write 4/255"]),
-        ({"validation": {"norm": "L2", "eps": 510}}, ["probe.eps", "got 510.0", "which is 2."]),
-        ({"validation": {"eps": 510}, "attack": {"norm": "L2", "eps": 2}}, ["probe.eps", "which is 2."]),
-        ({"validation": {"extra_norms": {"L2": 510}}}, ["probe.extra_norms.L2", "got 510.0", "which is 2."]),
-        ({"validation": {"extra_norms": {"L1": 19125}}}, ["probe.extra_norms.L1", "got 19125.0", "which is 75."]),
-        ({"validation": {"extra_norms": {"L1": 0}}}, ["probe.extra_norms.L1", "above 0"]),
-        ({"validation": {"norm": "L2"}}, ["probe.eps", "of Linf, not of L2", "give the L2 radius"]),
-        ({"keep_weights": "best", "validation": {"fraction": 0}}, ["select", "held out", "probe.fraction"]),
+        ({"validation": {"eps": 4}}, ["validation.eps", "got 4.0", "write 4/255"]),
+        ({"validation": {"eps": 4}, "attack": {"norm": "Linf"}}, ["validation.eps", "write 4/255"]),
+        ({"validation": {"norm": "L2", "eps": 510}}, ["validation.eps", "got 510.0", "which is 2."]),
+        ({"validation": {"eps": 510}, "attack": {"norm": "L2", "eps": 2}}, ["validation.eps", "which is 2."]),
+        ({"validation": {"extra_norms": {"L2": 510}}}, ["validation.extra_norms.L2", "got 510.0", "which is 2."]),
+        ({"validation": {"extra_norms": {"L1": 19125}}}, ["validation.extra_norms.L1", "got 19125.0", "which is 75."]),
+        ({"validation": {"extra_norms": {"L1": 0}}}, ["validation.extra_norms.L1", "above 0"]),
+        ({"validation": {"norm": "L2"}}, ["validation.eps", "of Linf, not of L2", "give the L2 radius"]),
+        ({"keep_weights": "best", "validation": {"fraction": 0}}, ["keep_weights", "held out", "validation.fraction"]),
         (
             {"attack": {"loss": "trades", "name": "fgsm", "steps": 1}},
-            ["attack.loss", "got 'trades'", "fgsm raises the cross-entropy", "kind: apgd"],
+            ["attack.loss", "got 'trades'", "fgsm cannot raise this loss", "name: apgd"],
         ),
-        ({"attack": {"eps_warmup_epochs": 20}, "epochs": 20}, ["attack.eps_warmup_epochs", "got 20.0", "less than epochs (20)"]),
+        (
+            {"attack": {"eps_warmup_epochs": 20}, "epochs": 20},
+            ["attack.eps_warmup_epochs", "got 20.0", "less than epochs (20)"],
+        ),
         ({"attack": {"eps_warmup_epochs": 30}, "epochs": 20}, ["attack.eps_warmup_epochs", "got 30.0"]),
         ({"attack": {"eps_warmup_epochs": 1}, "epochs": 1}, ["attack.eps_warmup_epochs", "less than epochs (1)"]),
         ({"attack": {"eps_warmup_epochs": 19.5}, "epochs": 20}, []),
@@ -134,7 +145,9 @@ def test_the_released_codes_ball_lies_around_pixels_as_they_are():
         ({"attack": {"eps": -0.1}}, ["eps", "greater than 0"]),
         ({"attack": {"norm": "L3"}}, ["norm", "Linf", "L2", "L1"]),
         ({"attack": {"steps": 0}}, ["steps", "0"]),
-        ({"attack": {"name": "fgsm", "norm": "L2"}}, ["attack.name", "apgd"]),
+        ({"attack": {"name": "fgsm", "norm": "L2"}}, ["attack.name", "norm: Linf, steps: 1", "apgd"]),
+        ({"attack": {"name": "fgsm"}}, ["attack.name", "Linf, 2 steps", "steps: 1"]),
+        ({"attack": {"name": "fgms"}}, ["attack.name", "did you mean 'fgsm'", "apgd, fgsm"]),
         ({"attack": None}, ["attack", "needs an attack"]),
         ({"label_smoothing": 0.5}, ["label_smoothing", "0.5", "0.1"]),
         ({"label_smoothing": 1.0}, ["label_smoothing", "1.0", "0.1"]),
@@ -205,7 +218,12 @@ def test_every_field_says_what_it_is():
 def test_what_cannot_change_the_result_is_left_out_of_the_fingerprint():
     one = fingerprinted(_adversarial())
     other = _adversarial(
-        workers=2, loader="native", threads=3, checkpoint_interval_s=60, device="cpu", checkpoint_min_interval_s=0
+        num_workers=2,
+        loader="native",
+        num_threads=3,
+        checkpoint_interval_s=60,
+        device="cpu",
+        checkpoint_min_interval_s=0,
     )
     assert fingerprinted(other) == one
     assert fingerprinted(_adversarial(lr=2e-3)) != one

@@ -11,12 +11,12 @@ from components.train import throughput
 from components.train.config import AdversarialConfig
 from components.train.metrics import Meter, MetricsReporter, note
 from components.train.prometheus import MetricsServer, start_metrics_server
-from components.train.train_step import StepResult, AttackSettings
+from components.train.train_step import AttackSettings, StepResult
 from tests.small_training import NETWORK, SMALL, encoded, job, train
 
 
 @pytest.mark.parametrize(
-    ("threat", "forwards"),
+    ("attack", "forwards"),
     [
         (None, 3),
         (AttackSettings("Linf", 0.1, 1), 6),
@@ -26,13 +26,13 @@ from tests.small_training import NETWORK, SMALL, encoded, job, train
         (AttackSettings("Linf", 0.1, 10, loss="trades"), 28),
     ],
 )
-def test_what_a_step_costs(threat, forwards):
+def test_what_a_step_costs(attack, forwards):
     """Clean 3 forwards, APGD-2 8, without the choice of the best iterate 7."""
-    assert throughput.forwards(threat) == forwards
+    assert throughput.forwards(attack) == forwards
 
 
-@pytest.mark.parametrize("threat", [AttackSettings("Linf", 0.1, 2), AttackSettings("Linf", 0.1, 1, name="fgsm"), None])
-def test_a_steps_cost_is_what_it_runs(threat):
+@pytest.mark.parametrize("attack", [AttackSettings("Linf", 0.1, 2), AttackSettings("Linf", 0.1, 1, name="fgsm"), None])
+def test_a_steps_cost_is_what_it_runs(attack):
     """Against a count of the forwards that a real step makes: attack gradients count twice, the update three times."""
     from components.train.train_step import Precision, train_step
 
@@ -46,17 +46,19 @@ def test_a_steps_cost_is_what_it_runs(threat):
         optimizer,
         images,
         torch.tensor([0, 1]),
-        attack=threat,
+        attack=attack,
         noise=noise,
         precision=Precision("cpu"),
         global_batch=2,
     )
-    assert sum(calls) + 1 == throughput.forwards(threat), "the update's backward also goes by the weights"
+    assert sum(calls) + 1 == throughput.forwards(attack), "the update's backward also goes by the weights"
 
 
 def test_flops_are_counted_from_the_network():
     model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, **NETWORK["kwargs"])
-    assert throughput.step_flops(model, AttackSettings("Linf", 0.1, 2), resolution=32) == 16 * forward_macs(model, 32) > 0
+    assert (
+        throughput.step_flops(model, AttackSettings("Linf", 0.1, 2), resolution=32) == 16 * forward_macs(model, 32) > 0
+    )
 
 
 def test_a_cpus_peak_is_not_guessed():

@@ -19,7 +19,10 @@ def test_every_event_is_told_with_what_followed(recipe, stages, tmp_path):
     ill = [replace(one, result={"monitor": {"events": EVENTS}}) if one is first else one for one in stages]
     text = visible(page(recipe, ill, tmp_path))
     assert f"{first.name}, epoch 4: training never left chance. The recipe says to warn, so training went on." in text
-    assert f"{first.name}, epoch 9: training collapsed. Training rolled back to its last good validation, with 0.25" in text
+    assert (
+        f"{first.name}, epoch 9: training collapsed. Training rolled back to its last good validation, with 0.25"
+        in text
+    )
     assert "What training noticed" not in visible(page(recipe, stages, tmp_path))
 
 
