@@ -35,7 +35,7 @@ class Home:
         self.places = Places.from_environment({}, home=folder)
         self.tracking = Tracking(self.places)
         self.network, self.batch, self._jobs = network, batch, 0
-        self.world = Distributed(device=torch.device("cpu"))
+        self.distributed = Distributed(device=torch.device("cpu"))
         torch.set_num_threads(stage_cores())
         self._data = self._encoded(_PER_EPOCH * batch)
 
@@ -80,12 +80,12 @@ class Home:
     def training(self, job: StageJob) -> Training:
         """A stage's training, put together as `components.train.stage` does it."""
         config: TrainConfig = CONFIGS[KIND].model_validate(job.spec.config)
-        images = TrainImages(job, config, self.world, SEED)
+        images = TrainImages(job, config, self.distributed, SEED)
         first = initial_model(job, config, images.manifest, SEED)
-        state = TrainState.start(first.model, first.card.name, config, self.world)
-        monitor = TrainingMonitor(config.monitor, state, self.world, images.num_classes, images.counts["held_out"])
+        state = TrainState.start(first.model, first.card.name, config, self.distributed)
+        monitor = TrainingMonitor(config.monitor, state, self.distributed, images.num_classes, images.counts["held_out"])
         store = CheckpointManager(
             job.run.workdir / "checkpoints", job.spec.fingerprint, upload=job.run.save, fetch=job.run.fetch
         )
-        reporter = MetricsReporter(config, job.run, state.model, self.world.device)
-        return Training(config, SEED, self.world, images, state, monitor, store, reporter)
+        reporter = MetricsReporter(config, job.run, state.model, self.distributed.device)
+        return Training(config, SEED, self.distributed, images, state, monitor, store, reporter)

@@ -80,7 +80,7 @@ def bare_epoch(home: Home, batches: list[Batch]) -> Callable[[], None]:
     set_lr(state.optimizer, training.lr(0.0))
     classes, attack = training.images.num_classes, attack_at(config, 0.0)
     ready = [
-        mixed(config, *to_device(batch, home.world.device), classes=classes, seed=0, epoch=0, batch=0)
+        mixed(config, *to_device(batch, home.distributed.device), classes=classes, seed=0, epoch=0, batch=0)
         for batch in batches
     ]
 
@@ -159,7 +159,7 @@ def start_rows(home: Home, job: StageJob, rounds: int) -> list[Row]:
 
     def start(one: StageJob) -> None:
         with contextlib.suppress(_Reached), contextlib.redirect_stdout(None):
-            stage.work(one, home.world)
+            stage.work(one, home.distributed)
 
     real, fresh = loop.train_step, [home.job(epochs=2) for _ in range(rounds + 1)]
     loop.train_step = reach

@@ -3,7 +3,7 @@
 import pytest
 
 from components.train.config import MonitorConfig
-from components.train.failure_signatures import REMEDIES, findings, sound
+from components.train.failure_signatures import REMEDIES, findings, is_good
 
 HEALTHY = {
     "clean_accuracy": 0.6,
@@ -143,10 +143,10 @@ def test_nearly_never_left_chance(probes):
     assert "chance" not in _seen(*probes)
 
 
-def test_chance_is_judged_within_the_noise_of_the_images():
+def test_chance_is_found_within_the_noise_of_the_images():
     slightly = {**GUESSING, "raw_clean_accuracy": 0.13}
     assert "chance" in _seen(*[slightly] * 5, images=100)
-    many = findings(_history(*[slightly] * 5), MonitorConfig(images=4000), classes=10, images=4000)
+    many = findings(_history(*[slightly] * 5), MonitorConfig(num_images=4000), classes=10, images=4000)
     assert many == []
 
 
@@ -155,7 +155,7 @@ def test_every_signature_has_an_action_and_a_remedy():
     assert actions == set(REMEDIES)
 
 
-def test_only_a_recipe_that_goes_back_keeps_good_states():
+def test_only_a_recipe_with_rollbacks_keeps_good_states():
     assert not MonitorConfig().can_roll_back
     assert not MonitorConfig(on_chance="stop").can_roll_back
     assert MonitorConfig(on_chance="rollback").can_roll_back
@@ -172,5 +172,5 @@ def test_only_a_recipe_that_goes_back_keeps_good_states():
     ],
     ids=["healthy", "a little less", "half-way to a collapse", "clean alone", "guessing"],
 )
-def test_which_states_are_worth_going_back_to(last, worth):
-    assert sound(_history({}, last), MonitorConfig(), classes=10, images=1000) is worth
+def test_which_states_are_fit_for_a_rollback(last, worth):
+    assert is_good(_history({}, last), MonitorConfig(), classes=10, images=1000) is worth

@@ -9,7 +9,7 @@ import torch
 from components.models import build_model, forward_macs
 from components.train import throughput
 from components.train.config import AdversarialConfig
-from components.train.metrics import Meter, MetricsReporter, note
+from components.train.metrics import Meter, MetricsReporter, progress_note
 from components.train.prometheus import MetricsServer, start_metrics_server
 from components.train.train_step import AttackSettings, StepResult
 from tests.small_training import NETWORK, SMALL, encoded, job, train
@@ -96,7 +96,7 @@ class Report:
 def _reporter(report, **change):
     config = AdversarialConfig.model_validate({**SMALL, "attack": {"eps": 0.1}, **change})
     model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, **NETWORK["kwargs"])
-    return MetricsReporter(config, report, model, torch.device("cpu"), workers=2)
+    return MetricsReporter(config, report, model, torch.device("cpu"), num_workers=2)
 
 
 def test_utilisation_is_known_where_a_peak_is_and_shared_by_the_workers():
@@ -146,8 +146,8 @@ def test_steps_that_a_loss_scaler_left_out_have_no_gradient_norm():
 
 def test_a_clean_training_says_nothing_about_an_attack():
     machine = {"images_per_s": 1.0, "data_wait": 0.0, "flops_per_s": 1e9, "memory_gib": 1.0, "flop_utilisation": 0.4}
-    assert "attack" not in note({**FIGURES, **machine}, attacked=False)
-    assert "40% of peak" in note({**FIGURES, **machine}, attacked=False)
+    assert "attack" not in progress_note({**FIGURES, **machine}, attacked=False)
+    assert "40% of peak" in progress_note({**FIGURES, **machine}, attacked=False)
 
 
 def _get(port, path="/metrics"):
@@ -165,24 +165,28 @@ def test_prometheus_reads_the_figures():
     assert 'robustrain_training_loss{stage="a \\"b\\"\\\\c"} 1.5' in lines
     assert 'robustrain_training_grad_norm{stage="a \\"b\\"\\\\c"} NaN' in lines
     assert text.endswith("\n")
-    with pytest.raises(urllib.error.HTTPError):
-        _get(server.port, "/secrets")
+    assert _get(server.port, "/secrets")[1] == text, "nothing else is served"
     server.close()
     with pytest.raises(urllib.error.URLError):
         _get(server.port)
 
 
-def test_a_port_that_is_taken_is_said_and_survived(capsys):
-    server = MetricsServer({}, 0)
-    assert start_metrics_server(server.port, {}) is None
-    assert f"no metrics on 127.0.0.1:{server.port}" in capsys.readouterr().err
+def _start(port, messages=None):
+    messages = [] if messages is None else messages
+    return start_metrics_server(port, {}, info=messages.append, warn=messages.append)
+
+
+def test_a_port_in_use_is_reported_and_training_goes_on_without_metrics():
+    server, messages = MetricsServer({}, 0), []
+    assert _start(server.port, messages) is None
+    assert f"no metrics on 127.0.0.1:{server.port}" in messages[0]
     server.close()
 
 
 def test_no_port_without_asking(monkeypatch):
-    assert start_metrics_server(None, {}) is None
+    assert _start(None) is None
     monkeypatch.setenv("ROBUSTRAIN_METRICS_PORT", "0")
-    opened = start_metrics_server(None, {})
+    opened = _start(None)
     assert opened is not None
     opened.close()
 
@@ -199,8 +203,8 @@ def test_a_training_shows_itself_while_it_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(MetricsReporter, "epoch", watched)
     made = job(encoded(tmp_path / "data"), tmp_path / "run", metrics_port=0)
     train(made)
-    assert "http://127.0.0.1:" in capsys.readouterr().out
-    assert 'robustrain_training_epochs_done{stage="pretrain",kind="pretrain",run=""} 2.0' in seen[-1]
+    assert "http://127.0.0.1:" in capsys.readouterr().err
+    assert 'robustrain_training_epochs_done{kind="pretrain",run="",stage="pretrain"} 2.0' in seen[-1]
     assert "robustrain_training_clean_accuracy" in seen[-1]
     logged = dict(made.run.metrics)[2]
     assert {"loss", "images_per_s", "data_wait", "flops_per_s", "memory_gib", "grad_norm", "lr"} <= set(logged)

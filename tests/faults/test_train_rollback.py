@@ -1,4 +1,4 @@
-"""Going back to a good state: exact over interruptions, limited, and refused where nothing is left to go back to."""
+"""Rollbacks: exact over interruptions, limited in number, and refused without a good state."""
 
 import shutil
 import signal
@@ -12,7 +12,7 @@ from components.train.checkpoint_manager import CheckpointManager
 from components.train.loop import Training
 from tests.small_training import encoded, job, train
 
-BACK = {"on_non_finite": "rollback"}
+ROLL_BACK = {"on_non_finite": "rollback"}
 PER_EPOCH, EPOCHS, GOOD = 10, 5, 3
 LEARNING = {
     "epochs": EPOCHS,
@@ -21,7 +21,7 @@ LEARNING = {
     "ema_decay": 0.5,
     "model": {"name": "convnext_micro", "stem": "conv", "kwargs": {"depths": [1, 1, 1, 1], "ls_init_value": 0.1}},
     "validation": {"every_epochs": 1, "max_images": 80, "fraction": 0.2},
-    "monitor": BACK,
+    "monitor": ROLL_BACK,
 }
 
 
@@ -31,7 +31,7 @@ def data(tmp_path_factory):
 
 
 def bursting(patch):
-    """A learning rate that bursts after the third epoch's probe, until it has been made smaller once."""
+    """A learning rate that bursts after the third epoch's validation, until the first rollback makes it smaller."""
     plain = Training.lr
 
     def lr(self, at):
@@ -53,7 +53,7 @@ def _weights(made):
 
 
 def _interrupt(monkeypatch, *, step, num_rollbacks):
-    """Asks the training to end after this step of the time line before or after it has gone back."""
+    """Asks the training to end after this step before or after the rollback."""
     plain = Training._step
 
     def watched(self, batch):
@@ -66,19 +66,19 @@ def _interrupt(monkeypatch, *, step, num_rollbacks):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """The training that nobody disturbs but its own burst, and its weights."""
+    """The uninterrupted training, with its burst and rollback, and its weights."""
     with pytest.MonkeyPatch.context() as patch:
         bursting(patch)
         made = job(data, tmp_path_factory.mktemp("whole"), **LEARNING)
         return train(made), _weights(made)
 
 
-def test_it_returns_to_the_last_good_probe(data, tmp_path, burst, capsys):
+def test_it_returns_to_the_last_good_validation(data, tmp_path, burst, capsys):
     result = train(job(data, tmp_path, **LEARNING))
     event = result["monitor"]["events"][0]
-    said = (event["epoch"], event["signature"], event["action"], event["lr_scale"])
-    assert said == (GOOD + 1, "non_finite", "rollback", 0.5)
-    assert f"going back to the end of epoch {GOOD}" in capsys.readouterr().err
+    found = (event["epoch"], event["signature"], event["action"], event["lr_scale"])
+    assert found == (GOOD + 1, "non_finite", "rollback", 0.5)
+    assert f"rolling back to the end of epoch {GOOD}" in capsys.readouterr().err
     assert result["monitor"]["num_rollbacks"] == 1
     assert result["steps"] == EPOCHS * PER_EPOCH
 
@@ -94,9 +94,9 @@ def test_it_returns_to_the_last_good_probe(data, tmp_path, burst, capsys):
         (EPOCHS * PER_EPOCH - 2, 1),
     ],
 )
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "on another machine"])
+@pytest.mark.parametrize("new_disk", [False, True], ids=["same disk", "new disk"])
 def test_interrupted_before_or_after_it_ends_with_the_same_bits(
-    data, whole, tmp_path, burst, step, num_rollbacks, elsewhere
+    data, whole, tmp_path, burst, step, num_rollbacks, new_disk
 ):
     expected, weights = whole
     made = job(data, tmp_path / "cut", **LEARNING)
@@ -104,7 +104,7 @@ def test_interrupted_before_or_after_it_ends_with_the_same_bits(
         _interrupt(patch, step=step, num_rollbacks=num_rollbacks)
         with pytest.raises(Terminated):
             train(made)
-    if elsewhere:
+    if new_disk:
         shutil.rmtree(made.run.workdir)
         made.run.workdir.mkdir()
     assert train(made) == expected
@@ -112,28 +112,28 @@ def test_interrupted_before_or_after_it_ends_with_the_same_bits(
         assert torch.equal(tensor, weights[name]), name
 
 
-def test_it_stops_after_so_many_times(data, tmp_path, capsys):
-    """A rate that never learns: back to the start twice, then an end."""
-    health = {"on_chance": "rollback", "chance_epochs": 1, "max_rollbacks": 2}
-    with pytest.raises(UserError, match=r"never left chance.* after going back 2 times"):
-        train(job(data, tmp_path, lr=1e-12, min_lr=0, monitor=health))
-    said = capsys.readouterr().err
-    assert "end of epoch 0 with 0.5 of the learning rate" in said
-    assert "end of epoch 0 with 0.25 of the learning rate" in said
+def test_it_stops_after_max_rollbacks(data, tmp_path, capsys):
+    """A rate that never learns: two rollbacks to the start, then an end."""
+    monitor = {"on_chance": "rollback", "chance_epochs": 1, "max_rollbacks": 2}
+    with pytest.raises(UserError, match=r"never left chance.* after 2 rollbacks"):
+        train(job(data, tmp_path, lr=1e-12, min_lr=0, monitor=monitor))
+    found = capsys.readouterr().err
+    assert "end of epoch 0 with 0.5 of the learning rate" in found
+    assert "end of epoch 0 with 0.25 of the learning rate" in found
 
 
 def test_without_a_good_state_it_stops(data, tmp_path, burst, monkeypatch):
     monkeypatch.setattr(CheckpointManager, "latest", lambda self: None)
-    with pytest.raises(UserError, match="no good state is left"):
+    with pytest.raises(UserError, match="there is no good state"):
         train(job(data, tmp_path, **LEARNING))
 
 
-def test_a_checkpoint_after_going_back_is_newer_than_a_later_step_before_it(tmp_path):
+def test_a_checkpoint_after_a_rollback_is_newer_than_a_later_step_before_it(tmp_path):
     store = CheckpointManager(tmp_path, "f" * 64)
 
     def snapshot(step, num_rollbacks):
-        facts = {"step": step, "epoch": step // 5, "monitor": {"num_rollbacks": num_rollbacks}}
-        return Snapshot({"model": {"w": torch.tensor([float(step)])}}, facts)
+        metadata = {"step": step, "epoch": step // 5, "monitor": {"num_rollbacks": num_rollbacks}}
+        return Snapshot({"model": {"w": torch.tensor([float(step)])}}, metadata)
 
     for step, num_rollbacks in ((14, 0), (15, 0), (10, 1), (11, 1)):
         store.save(snapshot(step, num_rollbacks), wait=True)
