@@ -134,7 +134,7 @@ def test_the_longest_way_wins_then_name_kind_training_and_all():
     assert notes["adversarial-two.attack.eps"] == "of the radius"
     assert notes["adversarial-two.attack.norm"] == "of the attack"
     assert notes["adversarial-two.hflip"] == "of the stage"
-    assert notes["adversarial.flip"] == ""
+    assert notes["adversarial.hflip"] == ""
     assert notes["adversarial.seed_offset"] == "of all"
 
 
