@@ -20,7 +20,7 @@ from components.evaluate import unit_file
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.processes import Processes, Report
 from components.evaluate.workload import Workload, blocks
-from components.launch.ray_cluster import own_signals, start_ray
+from components.launch.ray_cluster import keep_sigterm_handler, start_ray
 from components.process import available_cores, keep_freed_memory
 
 RAY_VARIABLE = "RAY_ADDRESS"
@@ -96,7 +96,7 @@ def _run_on_ray(config: EvaluateConfig, folder: Path, model_folder: Path, worklo
 
     address = os.environ.get(RAY_VARIABLE) or "local"
     if address != "local":
-        with own_signals():
+        with keep_sigterm_handler():
             ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     elif not ray.is_initialized():
         start_ray(log_to_driver=False)
