@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.files import FileDigest, differs, digest_file, write_json
+from components.files import FileDigest, digest_file, mismatch, write_json
 from components.store.locks import claim
 
 # MERGED
@@ -70,7 +70,7 @@ class ObjectStore:
         if self._bucket_of(uri):
             self._upload(local, uri, digest)
         else:
-            if differs(Path(uri), digest):
+            if mismatch(Path(uri), digest):
                 _copy_whole(local, Path(uri))
             self._verified.note(Path(uri), digest)
         self.stored.append(ref)
@@ -85,7 +85,7 @@ class ObjectStore:
         path = Path(ref.uri)
         if self._bucket_of(ref.uri):
             path = self._download(ref)
-        problem = differs(path, FileDigest(ref.size, ref.sha256))
+        problem = mismatch(path, FileDigest(ref.size, ref.sha256))
         if problem:
             self._verified.forget(path)
             raise UserError(
@@ -106,7 +106,7 @@ class ObjectStore:
         if not self._bucket_of(ref.uri):
             path = Path(ref.uri)
             right = path.is_file() and path.stat().st_size == ref.size
-            return right and not (deep and self._verified.differs(path, FileDigest(ref.size, ref.sha256)))
+            return right and not (deep and self._verified.mismatch(path, FileDigest(ref.size, ref.sha256)))
         bucket, key = bucket_and_key(ref.uri)
         try:
             with s3_explained(ref.uri, may_lack=True):
@@ -135,7 +135,7 @@ class ObjectStore:
         bucket, key = bucket_and_key(ref.uri)
         path = self.cache / "objects" / ref.sha256[:2] / ref.sha256
         with claim(path.with_suffix(".lock")):
-            if differs(path, FileDigest(ref.size, ref.sha256)):
+            if mismatch(path, FileDigest(ref.size, ref.sha256)):
                 part = path.with_suffix(".part")
                 try:
                     with s3_explained(ref.uri, may_lack=True):
@@ -264,12 +264,12 @@ class Verified:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def differs(self, path: Path, expected: FileDigest) -> str:
-        """As `digests.differs`, without reading a file that has not changed since it was noted."""
+    def mismatch(self, path: Path, expected: FileDigest) -> str:
+        """As `digests.mismatch`, without reading a file that has not changed since it was noted."""
         with contextlib.suppress(OSError, ValueError):
             if json.loads(self._note(path).read_text()) == _seen(path, expected):
                 return ""
-        problem = differs(path, expected)
+        problem = mismatch(path, expected)
         if not problem:
             self.note(path, expected)
         return problem

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.files import FileDigest, differs, files_below, write_json
+from components.files import FileDigest, files_below, mismatch, write_json
 from components.store.artifacts import Artifacts
 from components.store.objects import ObjectRef
 from components.store.progress import Progress
@@ -187,7 +187,7 @@ class StageInput:
         for relative, path in files_below(found):
             name = f"{artifact}/{relative}" if found.is_dir() else artifact
             expected = manifest.get(name)
-            problem = differs(path, expected) if expected else "is not in its manifest"
+            problem = mismatch(path, expected) if expected else "is not in its manifest"
             if problem:
                 raise UserError(f"the output {name} {problem}", where=f"run {self.run_id}", remedy=remedy)
         return found
