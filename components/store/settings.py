@@ -22,7 +22,7 @@ KFP_RUN_VARIABLE = "ROBUSTRAIN_KFP_RUN_ID"
 
 
 @dataclass(frozen=True)
-class Places:
+class StorageSettings:
     """Absolute folders and URIs; nothing is created by constructing it."""
 
     home: Path
@@ -32,8 +32,10 @@ class Places:
     experiment: str = "robustrain"
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None, *, home: Path | None = None) -> Places:
-        """The places that the environment names; `home` overrides `ROBUSTRAIN_HOME`."""
+    def from_environment(
+        cls, environment: Mapping[str, str] | None = None, *, home: Path | None = None
+    ) -> StorageSettings:
+        """The storage that the environment names; `home` overrides `ROBUSTRAIN_HOME`."""
         env = os.environ if environment is None else environment
         root = Path(home or env.get(HOME_VARIABLE) or ".robustrain").expanduser().resolve()
         return cls(
@@ -45,7 +47,7 @@ class Places:
         )
 
     def environment(self) -> dict[str, str]:
-        """The variables that make a child process find the same places."""
+        """The variables that make a child process find the same storage."""
         return {
             HOME_VARIABLE: str(self.home),
             "MLFLOW_TRACKING_URI": self.tracking_uri,
