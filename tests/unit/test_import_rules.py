@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {"data", "train", "evaluate", "promote"}
-LEAVES = {"errors", "files", "fingerprint", "process", "radius", "statistics"}
+LEAVES = {"errors", "files", "fingerprint", "process", "radius", "settings", "statistics"}
 """Modules directly in `components` that every package may import."""
 ALLOWED = {
     **{leaf: {leaf, "errors"} for leaf in LEAVES},
