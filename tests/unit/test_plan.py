@@ -1,7 +1,6 @@
 """The plan says what a run would do: where runs are looked for, how long a stage worked, and what --again leaves alone."""
 
 import time
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -39,7 +38,7 @@ def decided(storage, recipe, *again):
 
 def test_runs_are_looked_for_where_they_are_kept(storage, recipe, tmp_path):
     """A data base named by MLFLOW_TRACKING_URI, and no file in the home."""
-    elsewhere = replace(storage, home=tmp_path / "new-home")
+    elsewhere = storage.model_copy(update={"home": tmp_path / "new-home"})
     complete(elsewhere, recipe, ["digits"])
     assert not (elsewhere.home / "mlflow.db").exists()
     assert decided(elsewhere, recipe)["digits"].action == "reuse"
