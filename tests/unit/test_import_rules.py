@@ -134,7 +134,7 @@ def test_training_step_stands_alone():
         ("pipeline/x.py", "from components.train.loop import fit", True),
         ("pipeline/x.py", "from components.train.config import TrainConfig", False),
         ("components/train/x.py", "import components.evaluate.gallery", True),
-        ("components/models/x.py", "from components.store.settings import Places", True),
+        ("components/models/x.py", "from components.store.settings import StorageSettings", True),
         ("components/attack/x.py", "from components.errors import UserError", False),
         ("components/store/x.py", "from pipeline.recipe import load", True),
         ("components/data/x.py", "import mlflow", True),
