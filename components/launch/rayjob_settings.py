@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.store.settings import StorageSettings
 from components.settings import EnvironmentSettings, JsonObject, JsonObjects, Names, setting
+from components.store.settings import KFP_RUN_VARIABLE, StorageSettings
 
 RAY_VERSION = "2.60.0"
 """Ray in the training image; KubeRay chooses its defaults by it."""
@@ -19,10 +19,10 @@ POD_FIELDS = {
     "POD_NAME": "metadata.name",
     "POD_UID": "metadata.uid",
     "POD_NAMESPACE": "metadata.namespace",
-    "ROBUSTRAIN_KFP_RUN_ID": "metadata.labels['pipeline/runid']",
+    KFP_RUN_VARIABLE: "metadata.labels['pipeline/runid']",
 }
-"""Variable -> field of the step's pod. The first two make the pod the RayJob's owner; by the last one `robustrain cancel`
-finds the RayJobs of a run."""
+"""Variable -> field of the step's pod. The first two make the pod the RayJob's owner; by the last one
+`robustrain cancel` finds the RayJobs of a run."""
 
 SECRET_KEYS = (
     "AWS_ACCESS_KEY_ID",
@@ -119,7 +119,9 @@ class RayJobSettings(EnvironmentSettings):
         120,
         ge=0,
     )
-    run_id: str = _from_pod("ROBUSTRAIN_KFP_RUN_ID", description="Kubeflow's id of the pipeline run, written to a label")
+    run_id: str = _from_pod(
+        "ROBUSTRAIN_KFP_RUN_ID", description="Kubeflow's id of the pipeline run, written to a label"
+    )
     pod_name: str = _from_pod("POD_NAME", "KFP_POD_NAME", description="name of the step's pod, which owns the RayJob")
     pod_uid: str = _from_pod("POD_UID", "KFP_POD_UID", description="uid of the step's pod")
     ttl_s: int = 30

@@ -145,7 +145,7 @@ def _environment(spec_json: str) -> list[dict[str, str]]:
     text = text.replace("$", "\\u0024")
     if len(text) > MAX_SPEC_BYTES:
         raise UserError(
-            f"the stage's specification has {len(text)} bytes, more than the {MAX_SPEC_BYTES} of an environment variable",
+            f"the stage's specification has {len(text)} bytes; an environment variable takes {MAX_SPEC_BYTES}",
             remedy="move long lists of the recipe into a file of the object store",
         )
     return [

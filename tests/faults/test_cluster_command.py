@@ -102,9 +102,7 @@ def test_ctrl_c_prints_that_the_run_continues_and_how_to_cancel_it(
     assert f"POST /runs/{run_id}:terminate" not in server.asked
 
 
-def test_cancel_ends_the_run_and_deletes_its_jobs(
-    server: Kubeflow, host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cancel_ends_the_run_and_deletes_its_jobs(server: Kubeflow, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBUSTRAIN_NAMESPACE", "team")
     server.runs["run-1"] = {"run_id": "run-1"}
     kubernetes, name = Cluster(), body()["metadata"]["name"]

@@ -267,9 +267,7 @@ def test_an_unreachable_cluster_is_reported_in_one_line() -> None:
     with connected(Cluster()) as api:
         pass
     with pytest.raises(UserError, match="does not answer"):
-        rayjob.launch(
-            "{}", **WORDS, resources=Resources(), settings=with_timing(patience_s=0.2), api=api
-        )
+        rayjob.launch("{}", **WORDS, resources=Resources(), settings=with_timing(patience_s=0.2), api=api)
 
 
 def test_cancel_deletes_the_jobs_of_one_run() -> None:

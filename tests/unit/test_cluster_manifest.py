@@ -37,7 +37,13 @@ CASES = {
 
 
 def make(settings: RayJobSettings = PLAIN, resources: Resources = SMALL, **more: str) -> dict:
-    words = {"stage": "adversarial", "kind": "adversarial", "package": "train", "spec": '{"name": "adversarial"}', **more}
+    words = {
+        "stage": "adversarial",
+        "kind": "adversarial",
+        "package": "train",
+        "spec": '{"name": "adversarial"}',
+        **more,
+    }
     spec = words.pop("spec")
     return render(spec, fingerprint=FINGERPRINT, resources=resources, settings=settings, **words)
 
@@ -162,7 +168,7 @@ def test_the_entrypoint_has_no_word_a_shell_would_read() -> None:
 
 
 def test_a_specification_too_large_for_a_variable_is_refused() -> None:
-    with pytest.raises(UserError, match="more than the 100000"):
+    with pytest.raises(UserError, match="takes 100000"):
         make(spec=json.dumps({"long": "x" * 100_001}))
 
 
