@@ -23,6 +23,8 @@ ALLOWED = {
             "fingerprint",
             "memory",
             "radius",
+            "threats",
+            "result_rows",
             "launch",
             "store",
             "data",
@@ -37,7 +39,9 @@ ALLOWED = {
     "cores": {"cores"},
     "memory": {"memory"},
     "fingerprint": {"fingerprint", "errors"},
-    "radius": {"radius", "errors"},
+    "radius": {"radius", "errors", "threats"},
+    "threats": {"threats", "errors"},
+    "result_rows": {"result_rows", "threats", "errors"},
 }
 ONLY_IN = {
     "kfp": ("pipeline/",),
@@ -95,9 +99,17 @@ def breaches(path, names):
 def _component_breach(relative, room, parts):
     other, is_config = parts[1], len(parts) > 2 and parts[2] == "config"
     if room == "pipeline":
-        if other not in {"errors", "cores", "memory", "fingerprint", "store", "launch", "statistics"} and not (
-            other in STAGE_ROOMS and is_config
-        ):
+        if other not in {
+            "errors",
+            "cores",
+            "memory",
+            "fingerprint",
+            "store",
+            "launch",
+            "statistics",
+            "threats",
+            "result_rows",
+        } and not (other in STAGE_ROOMS and is_config):
             yield f"{relative} imports {'.'.join(parts)}"
     elif room != "__init__" and other not in ALLOWED[room]:
         yield f"{relative} imports {'.'.join(parts)}"
