@@ -48,7 +48,7 @@ ONLY_IN = {
     "mlflow": ("components/store/",),
     "boto3": ("components/store/",),
     "kubernetes": ("components/launch/", "pipeline/preflight.py"),
-    "ray": ("components/launch/", "components/train/worker.py", "components/evaluate/shards.py"),
+    "ray": ("components/launch/", "components/train/worker.py", "components/evaluate/executor.py"),
     "ffcv": ("components/data/",),
     "torch": ("components/",),
 }
