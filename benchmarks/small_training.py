@@ -7,21 +7,22 @@ from typing import Any
 
 import torch
 
-from components.cores import stage_cores
 from components.data import stage as encode
-from components.store.job import ParentRef, StageJob, StageSpec, execute
+from components.process import stage_cores
+from components.store.execute import StageJob, execute
 from components.store.objects import ObjectStore
-from components.store.places import Places
+from components.store.settings import Places
+from components.store.spec import ParentRef, StageSpec
 from components.store.tracking import Tracking
-from components.train.checkpoint_store import CheckpointStore
+from components.train.checkpoint_manager import CheckpointStore
 from components.train.config import CONFIGS, TrainConfig
-from components.train.health import Guard
+from components.train.distributed import World
 from components.train.images import TrainImages
-from components.train.initial import initial_model
+from components.train.initial_model import initial_model
 from components.train.loop import Training
+from components.train.metrics import Telling
+from components.train.monitor import Guard
 from components.train.state import TrainState
-from components.train.telling import Telling
-from components.train.world import World
 
 KIND, SEED = "adversarial", 0
 _PER_EPOCH = 5

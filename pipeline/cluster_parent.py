@@ -12,8 +12,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from components.store.places import KFP_RUN_VARIABLE, Places
 from components.store.run import COMPLETE, FAILED
+from components.store.settings import KFP_RUN_VARIABLE, Places
 
 
 def opened(places: Places, recipe: Mapping[str, Any]) -> str:

@@ -14,13 +14,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from components.cores import CORES_VARIABLE, available_cores
 from components.errors import EXIT_STATUS, UserError
+from components.files import write_json
 from components.launch import warm
-from components.launch.parent import die_with_parent
-from components.store.digests import write_json
-from components.store.places import Places
+from components.process import CORES_VARIABLE, available_cores, die_with_parent
 from components.store.progress import Progress
+from components.store.settings import Places
 from pipeline.crew import Crew, lanes_for
 from pipeline.handover import HANDOVER_VARIABLE, handing_over
 from pipeline.order import order_of

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
-from components.store.digests import write_atomically
-from components.store.places import Places
+from components.files import write_atomically
+from components.store.settings import Places
 from pipeline.recipe import Recipe, load, names
 from pipeline.report.markup import Content, Markup, element, join
 from pipeline.report.page import head

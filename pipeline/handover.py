@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from components.errors import UserError
+from components.files import write_json
 from components.launch.warm import CallFailed, Said
-from components.store.claims import claim, is_held
-from components.store.digests import write_json
+from components.store.locks import claim, is_held
 
 HANDOVER_VARIABLE = "ROBUSTRAIN_HANDOVER"
 """The folder; only set in the steps of a run on this machine."""

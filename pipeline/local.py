@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import EXIT_STATUS
-from components.store.claims import only_run_in
-from components.store.digests import write_atomically
-from components.store.places import Places
+from components.files import write_atomically
+from components.store.locks import only_run_in
 from components.store.progress import LIVE_VARIABLE, read_said
+from components.store.settings import Places
 from components.store.tracking import ADOPTED_VARIABLE
 from pipeline.recipe import Recipe
 from pipeline.sessions import end_session

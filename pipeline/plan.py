@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from components.store.places import Places
+from components.store.settings import Places
 from pipeline.recipe import Recipe, Stage
 from pipeline.step import fingerprint_of
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.errors import UserError
-from components.store.places import Places
+from components.store.settings import Places
 from pipeline.report.named import rows_here
 
 KEYS = (

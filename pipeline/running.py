@@ -41,8 +41,8 @@ def run_here_and_tell(recipe: Recipe, again: tuple[str, ...], jobs: int) -> None
 
 def check_machine() -> None:
     """Raises what a run cannot do without, of all that `robustrain doctor` looks at."""
-    from components.store.places import Places
-    from pipeline.preflight import lacking
+    from components.store.settings import Places
+    from pipeline.doctor import lacking
 
     finding = lacking(Places.from_environment())
     if finding:
@@ -51,7 +51,7 @@ def check_machine() -> None:
 
 def shown(recipe: Recipe, console: Console, again: tuple[str, ...] = (), jobs: int = 0) -> Outcome:
     """Runs a recipe here with its live lines."""
-    from components.store.places import Places
+    from components.store.settings import Places
     from pipeline.display import Display
     from pipeline.local import run_here
 
@@ -66,7 +66,7 @@ def shown(recipe: Recipe, console: Console, again: tuple[str, ...] = (), jobs: i
 
 def _conclude(outcome: Outcome, console: Console) -> None:
     """The table, the report's path and the MLflow command; or the cause and the log."""
-    from components.store.places import Places
+    from components.store.settings import Places
 
     if not outcome.ok:
         _say_why(outcome)

@@ -18,14 +18,8 @@ from pydantic import BaseModel
 from components.data.config import EncodeConfig
 from components.evaluate.config import EvaluateConfig, SweepConfig
 from components.promote.config import PromoteConfig
-from components.store.bucket import list_prefix
-from components.train.config import (
-    AdversarialConfig,
-    ConvStemConfig,
-    PretrainConfig,
-    RadiusConfig,
-    TransferConfig,
-)
+from components.store.objects import list_prefix
+from components.train.config import AdversarialConfig, ConvStemConfig, PretrainConfig, RadiusConfig, TransferConfig
 from pipeline.report.config import ReportConfig
 
 STAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,35}")

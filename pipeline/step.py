@@ -16,10 +16,11 @@ from pydantic import BaseModel
 from components.errors import UserError
 from components.fingerprint import fingerprint, fingerprinted
 from components.launch import warm
-from components.store.claims import claim
-from components.store.job import ParentRef, StageSpec, execute
-from components.store.places import Places
+from components.store.execute import execute
+from components.store.locks import claim
 from components.store.progress import Progress
+from components.store.settings import Places
+from components.store.spec import ParentRef, StageSpec
 from pipeline import cluster_parent
 from pipeline.handover import HANDOVER_VARIABLE, take
 from pipeline.order import Order

@@ -29,7 +29,7 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def _empty_home(tmp_path_factory):
     """A home whose MLflow data base exists: making one takes five seconds, copying it none."""
-    from components.store.places import Places
+    from components.store.settings import Places
     from components.store.tracking import Tracking
 
     home = tmp_path_factory.mktemp("home-template")
@@ -40,7 +40,7 @@ def _empty_home(tmp_path_factory):
 @pytest.fixture
 def places(_empty_home, tmp_path):
     """Places in a fresh home with an empty data base."""
-    from components.store.places import Places
+    from components.store.settings import Places
 
     home = tmp_path / "home"
     home.mkdir()
@@ -57,7 +57,8 @@ def repository():
 @pytest.fixture
 def run_stage(places):
     """Runs one stage for real in this process: `run_stage(kind, config, {role: token}, function=None) -> StageInput`."""
-    from components.store.job import ParentRef, StageSpec, execute
+    from components.store.execute import execute
+    from components.store.spec import ParentRef, StageSpec
     from components.store.tracking import Tracking
     from pipeline.stages import STAGES
     from pipeline.step import fingerprint_of
@@ -90,7 +91,7 @@ def run_stage(places):
 @pytest.fixture
 def ray_turn():
     """One Ray at a time: two that start at once on two cores outwait each other."""
-    from components.store.claims import claim
+    from components.store.locks import claim
 
     with claim(Path(tempfile.gettempdir()) / f"robustrain-tests-{os.getuid()}.lock"):
         yield

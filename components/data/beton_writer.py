@@ -25,8 +25,8 @@ from components.data.beton_format import (
     field_descriptors,
     first_page,
 )
-from components.data.space import space_explained
 from components.errors import UserError
+from components.files import space_explained
 
 
 class BetonWriter:

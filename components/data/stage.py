@@ -16,11 +16,11 @@ from components.data.encode import encode_split
 from components.data.encode_image import EncodeSettings, ImageItem
 from components.data.manifest import DataManifest, SplitManifest, SplitName, StoredFile, write_manifest
 from components.data.sources import ImageSource, open_source
-from components.data.space import space_explained
 from components.errors import UserError
+from components.files import space_explained
 
 if TYPE_CHECKING:
-    from components.store.job import StageJob
+    from components.store.execute import StageJob
     from components.store.objects import ObjectStore
 
 Progress = Callable[[str, int, int], None]
@@ -95,7 +95,7 @@ def encode_source(
 
 
 def _opened(config: EncodeConfig, work: Path) -> ImageSource:
-    from components.store.bucket import fetch_prefix
+    from components.store.objects import fetch_prefix
 
     try:
         return open_source(config, work / "source", fetch_prefix=fetch_prefix)

@@ -24,15 +24,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from components.cores import stage_cores
 from components.errors import RemoteUserError, UserError
 from components.evaluate import work_units
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.unit_worker import UnitWorker
 from components.evaluate.work_units import UnitResult, Workload, blocks
-from components.launch.parent import die_with_parent
-from components.launch.ray_here import own_signals, start_ray
-from components.memory import keep_freed_memory
+from components.launch.ray_cluster import own_signals, start_ray
+from components.process import die_with_parent, keep_freed_memory, stage_cores
 
 RAY_VARIABLE = "RAY_ADDRESS"
 _POLL_SECONDS = 0.2

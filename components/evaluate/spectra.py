@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.images import ImageSet
 from components.evaluate.unit_worker import as_images, one_thread
+from components.models.convstem import find_stem
 from components.models.resolution import set_resolution
-from components.models.stems import find_stem
 from components.models.weights import load_model
 
 FILTER_GRID = 64

@@ -28,7 +28,7 @@ from components.models.weights import build_from_card, read_card, read_card_docu
 from components.result_rows import RESULTS, VERDICTS, EvaluationResults
 
 if TYPE_CHECKING:
-    from components.store.job import StageJob
+    from components.store.execute import StageJob
 
 GALLERY, SPECTRA = "gallery", "results/spectra.json"
 

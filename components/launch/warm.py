@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.launch.parent import die_with_parent
+from components.process import die_with_parent
 
 SOCKET_VARIABLE = "ROBUSTRAIN_WARM"
 _LONGEST = 1 << 22

@@ -11,11 +11,11 @@ from components.promote.card import model_card
 from components.promote.config import PromoteConfig
 from components.promote.gate import Decision, decide
 from components.promote.judged import Judged, judged_figure
-from components.store.places import Places
 from components.store.registry import CHALLENGER, Registry
+from components.store.settings import Places
 
 if TYPE_CHECKING:
-    from components.store.job import StageJob
+    from components.store.execute import StageJob
 
 MODEL, CARD, DECISION = "model", "model_card.md", "decision.json"
 

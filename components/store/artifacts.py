@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from components.store.digests import FileDigest, differs, digest_file, files_below, write_json
+from components.files import FileDigest, differs, digest_file, files_below, write_json
 
 MANIFEST = "manifest-of-outputs.json"
 """Artifact that lists every output of a complete stage with size and sha256."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from components.store.places import Places
+from components.store.settings import Places
 from components.store.tracking import Tracking
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"

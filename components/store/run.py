@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
+from components.files import FileDigest, differs, files_below, write_json
 from components.store.artifacts import Artifacts
-from components.store.digests import FileDigest, differs, files_below, write_json
-from components.store.job import ParentRef, StageSpec
 from components.store.objects import ObjectRef
 from components.store.progress import Progress
+from components.store.spec import ParentRef, StageSpec
 
 STATE, FINGERPRINT, ERROR = "stage_state", "stage_fingerprint", "stage_error"
 RUNNING, FAILED, COMPLETE = "running", "failed", "complete"

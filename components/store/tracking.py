@@ -6,23 +6,23 @@ a manifest with size and sha256 of every output, `complete`. Only `complete` wit
 
 Behaviour of MLflow relied upon: 3.17 (`MlflowClient` with explicit run ids only; the fluent API would adopt
 `MLFLOW_RUN_ID` from the environment).
+
+What the tracking store refuses (a damaged data base, a server that is away) as something a person can mend.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from components.errors import UserError
 from components.store.artifacts import Artifacts
-from components.store.claims import claim
-from components.store.job import ParentRef, StageSpec
+from components.store.locks import claim
 from components.store.objects import ObjectRef, ObjectStore
-from components.store.places import KFP_RUN_VARIABLE, Places
 from components.store.run import (
     COMPLETE,
     ERROR,
@@ -36,7 +36,10 @@ from components.store.run import (
     StageInput,
     StageRun,
 )
-from components.store.tracking_errors import tracking_explained
+from components.store.settings import KFP_RUN_VARIABLE, Places
+from components.store.spec import ParentRef, StageSpec
+
+# MERGED
 
 ADOPTED_VARIABLE = "MLFLOW_RUN_ID"
 """A run that Kubeflow has opened for a step: the step's stage writes to it. On one machine it means nothing."""
@@ -266,3 +269,21 @@ class Tracking:
         runs = list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=1))
         worked = runs[0].data.tags.get(WORKED) if runs else None
         return None if worked is None else float(worked)
+
+
+@contextmanager
+def tracking_explained(uri: str) -> Iterator[None]:
+    """Turns a failure to open the store at `uri` inside the block into a `UserError`."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        cause = str(error).splitlines()[0]
+        remedy = (
+            "move the file away (its runs are lost then), or set MLFLOW_TRACKING_URI to another store"
+            if uri.startswith("sqlite:")
+            else "start the server, or mend MLFLOW_TRACKING_URI"
+        )
+        raise UserError(f"the tracking store cannot be opened ({cause})", where=uri, remedy=remedy) from error

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from components.store.digests import FileDigest, differs, digest_file, files_below, write_json
+from components.files import FileDigest, differs, digest_file, files_below, write_json
 
 FORMAT = 1
 PREFIX = "step-"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from components.store.digests import write_json
-from components.store.job import StageJob
+from components.files import write_json
+from components.store.execute import StageJob
 from components.store.run import StageInput
 from pipeline.report.config import ReportConfig
 from pipeline.report.experiment import examine

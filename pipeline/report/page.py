@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.store.digests import write_atomically
+from components.files import write_atomically
 from pipeline.report.charts import CLEAN_STYLE, Styles
 from pipeline.report.experiment import Experiment
 from pipeline.report.figures import count, interval, percent

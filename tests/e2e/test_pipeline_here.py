@@ -67,7 +67,7 @@ def test_every_stage_is_done_and_the_result_is_shown(first, home):
 
 def test_the_run_keeps_the_recipes_order(first, home):
     """Tables and the page follow it."""
-    from components.store.places import Places
+    from components.store.settings import Places
     from components.store.tracking import Tracking
     from pipeline.recipe import load
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.store.job import Terminated
+from components.errors import Terminated
 from tests.small_training import NETWORK
 
 CONFIG = {

@@ -287,7 +287,7 @@ def test_a_damaged_or_foreign_unit_is_done_again(tmp_path, model_folder, quick):
 
 
 def test_number_of_processes_follows_from_the_stages_cores_and_the_units(monkeypatch):
-    monkeypatch.setattr("components.cores.available_cores", lambda: 8)
+    monkeypatch.setattr("components.process.available_cores", lambda: 8)
     config = EvaluateConfig(model="m", num_images=100, batch_size=64, threats=THREATS[:1])
     assert processes_for(config, "cpu", 1) == 2
     assert processes_for(config, "cpu", 3) == 6

@@ -136,7 +136,7 @@ def test_killing_the_conductor_ends_everything_and_is_said(house):
 
 def states(house):
     """Stage -> states of its runs in MLflow; each stage has one, continued again and again, and none is adopted."""
-    from components.store.places import Places
+    from components.store.settings import Places
     from components.store.tracking import Tracking
 
     tracking = Tracking(Places.from_environment({}, home=house / "home"))

@@ -4,7 +4,8 @@ import shutil
 import sys
 from types import SimpleNamespace
 
-from components.store.job import StageJob, StageSpec
+from components.store.execute import StageJob
+from components.store.spec import StageSpec
 from components.train.config import CONFIGS
 
 ATTACKS = {

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from components.errors import UserError
-from components.store.places import Places
+from components.store.settings import Places
 from pipeline import experiments
 from pipeline.local import Outcome
 from pipeline.recipe import load, names

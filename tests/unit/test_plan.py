@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from components.errors import UserError
-from components.store.job import StageSpec, execute
-from components.store.places import Places
+from components.store.execute import execute
+from components.store.settings import Places
+from components.store.spec import StageSpec
 from components.store.tracking import Tracking
 from pipeline.plan import fingerprints, kept_behind, plan
 from pipeline.recipe import build

@@ -39,8 +39,8 @@ def test_unknown_run_is_said(places):
 
 
 def test_rows_come_in_the_order_of_the_recipe(places, tmp_path):
-    from components.store.digests import write_json
-    from components.store.job import StageSpec
+    from components.files import write_json
+    from components.store.spec import StageSpec
     from components.store.tracking import Tracking
 
     tracking = Tracking(places)
@@ -66,8 +66,8 @@ def test_rows_come_in_the_order_of_the_recipe(places, tmp_path):
 
 def finished(places, name, state, rows=(), stages=None):
     """A pipeline run that ended in `state`, with one evaluation where there are rows."""
-    from components.store.digests import write_json
-    from components.store.job import StageSpec
+    from components.files import write_json
+    from components.store.spec import StageSpec
     from components.store.tracking import Tracking
 
     tracking = Tracking(places)

@@ -3,7 +3,8 @@
 import pytest
 
 from components.errors import UserError
-from components.store.job import StageSpec, execute
+from components.store.execute import execute
+from components.store.spec import StageSpec
 from components.store.tracking import Tracking
 from pipeline import cluster_parent, step
 from pipeline.order import order_of

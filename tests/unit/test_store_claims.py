@@ -3,7 +3,7 @@
 import pytest
 
 from components.errors import UserError
-from components.store.claims import claim, is_held
+from components.store.locks import claim, is_held
 
 
 def test_a_claim_is_seen_while_it_is_held_and_not_after(tmp_path):

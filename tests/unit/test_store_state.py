@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from components.errors import UserError
-from components.store.digests import FileDigest
-from components.store.job import ParentRef, StageSpec, execute
+from components.files import FileDigest
+from components.store.execute import execute
 from components.store.objects import ObjectStore
+from components.store.spec import ParentRef, StageSpec
 from components.store.tracking import Tracking
 
 PRINT = "ab" * 32
@@ -190,7 +191,7 @@ def test_an_object_that_has_not_changed_is_not_read_again(tmp_path, monkeypatch)
     store, read = ObjectStore(str(tmp_path / "objects"), tmp_path / "cache"), []
     (tmp_path / "file").write_bytes(b"abc")
     ref = store.put(tmp_path / "file", "a/b")
-    monkeypatch.setattr("components.store.verified.differs", lambda path, digest: read.append(path) or "")
+    monkeypatch.setattr("components.store.objects.differs", lambda path, digest: read.append(path) or "")
     later = ObjectStore(str(tmp_path / "objects"), tmp_path / "cache")
     assert later.holds(ref, deep=True)
     assert read == []

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from components.store.job import StageJob, StageSpec
+from components.store.execute import StageJob
 from components.store.objects import ObjectStore
+from components.store.spec import StageSpec
 from components.train.config import PretrainConfig
+from components.train.distributed import World
 from components.train.images import TrainImages
-from components.train.world import World
 
 
 @pytest.fixture
