@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
 from components.files import write_atomically
-from components.store.settings import Places
+from components.store.settings import StorageSettings
 from pipeline.recipe import Recipe, load, names
 from pipeline.report.markup import Content, Markup, element, join
 from pipeline.report.page import head
@@ -63,7 +63,7 @@ def load_all(recipes: Sequence[str]) -> list[Recipe]:
     return [load(name) for name in recipes or small()]
 
 
-def run_all(recipes: Sequence[Recipe], places: Places, run: Runner) -> tuple[Path, list[Entry]]:
+def run_all(recipes: Sequence[Recipe], storage: StorageSettings, run: Runner) -> tuple[Path, list[Entry]]:
     """Runs the recipes and writes the page; one that fails is said there and does not keep the others from running.
 
     Args:
@@ -75,11 +75,11 @@ def run_all(recipes: Sequence[Recipe], places: Places, run: Runner) -> tuple[Pat
     Raises:
         KeyboardInterrupt: as `run` raises it; no page is written then.
     """
-    entries = [_one(recipe, places, run) for recipe in recipes]
-    return write_atomically(places.home / PAGE, render(entries, places.home)), entries
+    entries = [_one(recipe, storage, run) for recipe in recipes]
+    return write_atomically(storage.home / PAGE, render(entries, storage.home)), entries
 
 
-def _one(recipe: Recipe, places: Places, run: Runner) -> Entry:
+def _one(recipe: Recipe, storage: StorageSettings, run: Runner) -> Entry:
     start = time.monotonic()
     try:
         outcome = run(recipe)
@@ -89,7 +89,7 @@ def _one(recipe: Recipe, places: Places, run: Runner) -> Entry:
     report = Path(outcome.report) if outcome.report else None
     if not outcome.ok or report is None:
         return Entry(recipe.name, recipe.head.summary, seconds, problem=_problem(outcome))
-    copy = places.home / FOLDER / f"{recipe.name}.html"
+    copy = storage.home / FOLDER / f"{recipe.name}.html"
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(report, copy)
     return Entry(recipe.name, recipe.head.summary, seconds, copy, _answer(report))

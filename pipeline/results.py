@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.errors import UserError
-from components.store.settings import Places
+from components.store.settings import StorageSettings
 from pipeline.report.named import rows_here
 
 KEYS = (
@@ -71,7 +71,7 @@ class Results:
         return [{key: row.get(key) for key in KEYS} for row in self.rows]
 
 
-def read(places: Places, run: str = "") -> Results:
+def read(storage: StorageSettings, run: str = "") -> Results:
     """The results of a pipeline run.
 
     Args:
@@ -82,11 +82,13 @@ def read(places: Places, run: str = "") -> Results:
     """
     from components.store.tracking import Tracking
 
-    if places.is_fresh:
-        raise UserError("no run is known here", where=str(places.home), remedy="start one: `robustrain run quickstart`")
-    tracking = Tracking(places)
+    if storage.is_fresh:
+        raise UserError(
+            "no run is known here", where=str(storage.home), remedy="start one: `robustrain run quickstart`"
+        )
+    tracking = Tracking(storage)
     runs = tracking.last_pipeline_runs(200)
-    chosen = _choose(runs, run, places)
+    chosen = _choose(runs, run, storage)
     recipe = tracking.recipe_of(chosen["run_id"])
     rows: list[dict[str, Any]] = []
     worst: list[dict[str, Any]] = []
@@ -134,12 +136,12 @@ def _strength(row: dict[str, Any]) -> tuple[int, int]:
     return known.index(attack) if attack in known else -1, int(row.get("n") or 0)
 
 
-def _choose(runs: list[dict[str, Any]], run: str, places: Places) -> dict[str, Any]:
+def _choose(runs: list[dict[str, Any]], run: str, storage: StorageSettings) -> dict[str, Any]:
     fitting = [r for r in runs if r["run_id"].startswith(run)]
     if not fitting:
         raise UserError(
             "no pipeline run with this id" if run else "no pipeline run is known here",
-            where=str(places.home),
+            where=str(storage.home),
             remedy="start one: `robustrain run quickstart`",
         )
     return fitting[0]

@@ -171,8 +171,8 @@ def _notes(material: Material) -> list[Content]:
     return [f"{note} ({_few(list(dict.fromkeys(where for _, where in some)))})." for note, some in told.items()]
 
 
-def _few(places: list[str]) -> str:
-    return "; ".join(places[:4]) + (f"; and {len(places) - 4} more" if len(places) > 4 else "")
+def _few(storage: list[str]) -> str:
+    return "; ".join(storage[:4]) + (f"; and {len(storage) - 4} more" if len(storage) > 4 else "")
 
 
 def _worst_case(material: Material) -> Section | None:

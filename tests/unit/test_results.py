@@ -33,17 +33,17 @@ def test_other_conditions_stay_apart(change):
     assert len(results.strongest([row(), row(**change)])) == 2
 
 
-def test_unknown_run_is_said(places):
+def test_unknown_run_is_said(storage):
     with pytest.raises(UserError, match="no pipeline run"):
-        results.read(places)
+        results.read(storage)
 
 
-def test_rows_come_in_the_order_of_the_recipe(places, tmp_path):
+def test_rows_come_in_the_order_of_the_recipe(storage, tmp_path):
     from components.files import write_json
     from components.store.spec import StageSpec
     from components.store.tracking import Tracking
 
-    tracking = Tracking(places)
+    tracking = Tracking(storage)
     parent = tracking.open_pipeline_run(
         "demo", {"recipe": "demo"}, {"name": "demo", "stages": {"pretrain": {}, "adversarial": {}}}
     )
@@ -54,7 +54,7 @@ def test_rows_come_in_the_order_of_the_recipe(places, tmp_path):
             run_id, str(write_json(tmp_path / "results.json", {"rows": rows, "union": [{"n": 5}]})), "results"
         )
         tracking.record_stage(parent, name, run_id, "ran")
-    found = results.read(places, parent[:6])
+    found = results.read(storage, parent[:6])
     assert [(r["name"], r["eps"]) for r in found.rows] == [
         ("pretrain", 0.1),
         ("adversarial", 0.05),
@@ -64,18 +64,18 @@ def test_rows_come_in_the_order_of_the_recipe(places, tmp_path):
     assert {r["evaluation"] for r in found.worst_case} == {"a", "b"}
 
 
-def finished(places, name, state, rows=(), stages=None):
+def finished(storage, name, state, rows=(), stages=None):
     """A pipeline run that ended in `state`, with one evaluation where there are rows."""
     from components.files import write_json
     from components.store.spec import StageSpec
     from components.store.tracking import Tracking
 
-    tracking = Tracking(places)
+    tracking = Tracking(storage)
     parent = tracking.open_pipeline_run(name, {"recipe": name}, {"name": name, "stages": stages or {}})
     if rows:
         spec = StageSpec(name="e", kind="evaluate", config={}, seed=0, fingerprint="e" * 64, pipeline_run=parent)
         run_id, document = tracking.begin(spec), {"rows": list(rows), "conditions": {"split": "val"}}
-        file = write_json(places.home / "results.json", document)
+        file = write_json(storage.home / "results.json", document)
         tracking.client.log_artifact(run_id, str(file), "results")
         tracking.record_stage(parent, "e", run_id, "ran")
     if state != "running":
@@ -83,37 +83,37 @@ def finished(places, name, state, rows=(), stages=None):
     return parent
 
 
-def test_a_run_that_failed_says_so_and_names_the_newest_complete_one(places):
-    older = finished(places, "demo", "complete", [row()])
-    newest = finished(places, "demo", "failed")
-    said = results.read(places).notice()
+def test_a_run_that_failed_says_so_and_names_the_newest_complete_one(storage):
+    older = finished(storage, "demo", "complete", [row()])
+    newest = finished(storage, "demo", "failed")
+    said = results.read(storage).notice()
     assert said == (
         f"run {newest[:8]} of demo is not complete (it says: failed) and has no figures. Start it again to finish it: "
         f"robustrain run demo; or look at the newest complete run: --run {older[:8]}."
     )
-    assert results.read(places, older).notice() == ""
+    assert results.read(storage, older).notice() == ""
 
 
-def test_a_run_under_way_with_figures_says_that_more_may_come(places):
-    run = finished(places, "demo", "running", [row()])
-    assert results.read(places).notice() == (
+def test_a_run_under_way_with_figures_says_that_more_may_come(storage):
+    run = finished(storage, "demo", "running", [row()])
+    assert results.read(storage).notice() == (
         f"run {run[:8]} of demo is not complete (it says: running). Start it again to finish it: robustrain run demo."
     )
 
 
-def test_a_complete_run_without_figures_says_so(places):
-    finished(places, "demo", "complete")
-    assert results.read(places).notice().endswith("of demo is complete and measured no robust accuracy.")
+def test_a_complete_run_without_figures_says_so(storage):
+    finished(storage, "demo", "complete")
+    assert results.read(storage).notice().endswith("of demo is complete and measured no robust accuracy.")
 
 
-def test_a_missing_report_is_told_from_a_recipe_without_one(places):
-    finished(places, "demo", "failed", stages={"report": {"kind": "report"}})
-    assert "has not come as far as its report; it says: failed" in str(results.read(places).no_report())
-    finished(places, "demo", "complete", stages={"digits": {"kind": "encode"}})
-    assert "add a `report` stage" in str(results.read(places).no_report())
+def test_a_missing_report_is_told_from_a_recipe_without_one(storage):
+    finished(storage, "demo", "failed", stages={"report": {"kind": "report"}})
+    assert "has not come as far as its report; it says: failed" in str(results.read(storage).no_report())
+    finished(storage, "demo", "complete", stages={"digits": {"kind": "encode"}})
+    assert "add a `report` stage" in str(results.read(storage).no_report())
 
 
-def test_rows_know_the_split_of_their_images(places):
-    finished(places, "demo", "complete", [row(details={"seed": 3})])
-    [found] = results.read(places).rows
+def test_rows_know_the_split_of_their_images(storage):
+    finished(storage, "demo", "complete", [row(details={"seed": 3})])
+    [found] = results.read(storage).rows
     assert found["details"] == {"split": "val", "seed": 3}
