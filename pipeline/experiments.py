@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
+from components.report.markup import Content, Markup, element, join
+from components.report.page import head
 from components.store.digests import write_atomically
 from components.store.places import Places
 from pipeline.recipe import Recipe, load, names
-from pipeline.report.markup import Content, Markup, element, join
-from pipeline.report.page import head
 
 if TYPE_CHECKING:
     from pipeline.local import Outcome

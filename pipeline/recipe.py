@@ -17,10 +17,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.errors import UserError, nearest
+from components.report.config import ReportConfig
 from pipeline.matrix import expand
 from pipeline.overrides import before_expansion, override
 from pipeline.recipe_file import read_document
-from pipeline.report.config import ReportConfig
 from pipeline.sources import check_sources
 from pipeline.stages import NAME_RULE, STAGE_NAME, STAGES, TRAINING, StageKind
 from pipeline.validation import explain

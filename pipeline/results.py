@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.errors import UserError
+from components.report.named import rows_here
 from components.store.places import Places
-from pipeline.report.named import rows_here
 
 KEYS = (
     "stage",

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from components.data.config import EncodeConfig
 from components.evaluate.config import EvaluateConfig, SweepConfig
 from components.promote.config import PromoteConfig
+from components.report.config import ReportConfig
 from components.store.bucket import list_prefix
 from components.train.config import (
     AdversarialConfig,
@@ -26,7 +27,6 @@ from components.train.config import (
     RadiusConfig,
     TransferConfig,
 )
-from pipeline.report.config import ReportConfig
 
 STAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,35}")
 """A stage's name becomes part of a Kubernetes object's name (47 characters with the fingerprint's first ten)."""
@@ -190,7 +190,7 @@ STAGES: dict[str, StageKind] = {
             "tables, plots, gallery: one HTML page",
             version=3,
             config=ReportConfig,
-            entry="pipeline.report.job:run",
+            entry="components.report.stage:run",
             on="step",
             preload=("mlflow.tracking",),
         ),

@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE_ROOMS = {"data", "train", "evaluate", "promote"}
+REPORT_FOR_THE_PIPELINE = {"config", "terminal", "page", "markup", "named"}
+"""Modules of the report that the command line shows results with; none of them needs a torch."""
 ALLOWED = {
     "models": {"models", "errors"},
     "attack": {"attack", "errors"},
@@ -32,6 +34,7 @@ ALLOWED = {
         }
         for room in STAGE_ROOMS - {"data"}
     },
+    "report": {"report", "errors", "fingerprint", "store", "statistics"},
     "statistics": {"statistics"},
     "errors": {"errors"},
     "cores": {"cores"},
@@ -86,6 +89,8 @@ def breaches(path, names):
         parts = name.split(".")
         if parts[0] in ONLY_IN and not relative.startswith(ONLY_IN[parts[0]]):
             yield f"{relative} imports {name}"
+        if parts[0] == "torch" and room == "report":
+            yield f"{relative} imports {name}, and the pipeline's slim image has no torch"
         if parts[0] == "pipeline" and room != "pipeline":
             yield f"{relative} imports upward: {name}"
         if parts[0] == "components" and len(parts) > 1:
@@ -96,7 +101,8 @@ def _component_breach(relative, room, parts):
     other, is_config = parts[1], len(parts) > 2 and parts[2] == "config"
     if room == "pipeline":
         if other not in {"errors", "cores", "memory", "fingerprint", "store", "launch", "statistics"} and not (
-            other in STAGE_ROOMS and is_config
+            (other in STAGE_ROOMS and is_config)
+            or (other == "report" and len(parts) > 2 and parts[2] in REPORT_FOR_THE_PIPELINE)
         ):
             yield f"{relative} imports {'.'.join(parts)}"
     elif room != "__init__" and other not in ALLOWED[room]:
@@ -130,6 +136,11 @@ def test_training_step_stands_alone():
         ("pipeline/x.py", "from components.train.loop import fit", True),
         ("pipeline/x.py", "from components.train.config import TrainConfig", False),
         ("components/train/x.py", "import components.evaluate.gallery", True),
+        ("components/report/x.py", "from components.evaluate.config import Threat", True),
+        ("components/report/x.py", "from components.models.card import read_card", True),
+        ("components/report/x.py", "import torch", True),
+        ("pipeline/x.py", "from components.report.page import head", False),
+        ("pipeline/x.py", "from components.report.charts import radius_charts", True),
         ("components/models/x.py", "from components.store.places import Places", True),
         ("components/attack/x.py", "from components.errors import UserError", False),
         ("components/store/x.py", "from pipeline.recipe import load", True),

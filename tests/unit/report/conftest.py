@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.stage import ReportStage
+from components.report.data import ReportStage
 
 WRITTEN = datetime(2025, 3, 14, 15, 9, tzinfo=UTC)
 

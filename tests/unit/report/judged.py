@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from components.report import ReportStage
 from components.statistics import wilson
-from pipeline.report import ReportStage
 
 TITLES = {"autoattack": "AutoAttack", "apgd-ce+apgd-t": "APGD-CE+APGD-T", "apgd-ce": "APGD-CE"}
 Threats = dict[tuple[str, float, str], list[str | None]]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.page import render
+from components.report.page import render
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.charts import radius_charts, sweep_charts, tradeoff_charts
-from pipeline.report.curves import curve_cards
-from pipeline.report.measurement import measurements
-from pipeline.report.plots import WIDTH, Axis, Point, Series, chart, fraction_axis, key_mark, mark, number_axis
+from components.report.charts import radius_charts, sweep_charts, tradeoff_charts
+from components.report.curves import curve_cards
+from components.report.measurement import measurements
+from components.report.plots import WIDTH, Axis, Point, Series, chart, fraction_axis, key_mark, mark, number_axis
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -122,7 +122,7 @@ def test_a_long_history_stays_small(stages):
 
 
 def test_missing_pictures_are_said(stages, tmp_path: Path):
-    from pipeline.report.gallery import MOST_SAMPLES, galleries
+    from components.report.gallery import MOST_SAMPLES, galleries
 
     page = tmp_path / "page.png"
     page.write_text("<html>")

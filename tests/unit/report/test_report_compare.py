@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.report.compare import compare
-from pipeline.report.figures import radius
-from pipeline.report.headline import find_headline, sentences
-from pipeline.report.measurement import Measurement, measurements
-from pipeline.report.paper import PUBLISHED, against_paper
-from pipeline.report.stage import ReportStage
-from pipeline.report.stems import stem_pairs
+from components.report.compare import compare
+from components.report.data import ReportStage
+from components.report.figures import radius
+from components.report.headline import find_headline, sentences
+from components.report.measurement import Measurement, measurements
+from components.report.paper import PUBLISHED, against_paper
+from components.report.stems import stem_pairs
 
 
 def figure(robust: float, low: float | None, high: float | None, **more: object) -> Measurement:

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from components.errors import UserError
+from components.report import ReportStage, build_report
+from components.report.config import ExperimentConfig
+from components.report.experiment import examine, summary
+from components.report.frontier import frontier
+from components.report.measurement import Measurement
+from components.report.named import config_here, rows_here
+from components.report.spectra import fine_share, relative
 from components.statistics import paired_difference
 from pipeline.recipe import build
-from pipeline.report import ReportStage, build_report
-from pipeline.report.config import ExperimentConfig
-from pipeline.report.experiment import examine, summary
-from pipeline.report.frontier import frontier
-from pipeline.report.measurement import Measurement
-from pipeline.report.named import config_here, rows_here
-from pipeline.report.spectra import fine_share, relative
 from tests.recipes import small
 
 CONDITIONS = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from components.errors import UserError
-from pipeline.report import ReportStage, build_report
+from components.report import ReportStage, build_report
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\x00\x1b'
 

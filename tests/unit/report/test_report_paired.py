@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.report import ReportStage
-from pipeline.report.compare import compare, overlaps
-from pipeline.report.larger_radius import gains
-from pipeline.report.lineage import differences
-from pipeline.report.measurement import measurements
-from pipeline.report.page import render
-from pipeline.report.pairs import Refused, compare_stages
-from pipeline.report.stems import stem_pairs
+from components.report import ReportStage
+from components.report.compare import compare, overlaps
+from components.report.larger_radius import gains
+from components.report.lineage import differences
+from components.report.measurement import measurements
+from components.report.page import render
+from components.report.pairs import Refused, compare_stages
+from components.report.stems import stem_pairs
 from tests.unit.report.judged import evaluation, kept, short_row
 
 L2 = ("L2", 2.0, "apgd-ce+apgd-t")

@@ -7,8 +7,8 @@ import sys
 
 from rich.console import Console
 
-from pipeline.report import terminal_table
-from pipeline.report.terminal import terminal_conditions, terminal_worst_cases
+from components.report import terminal_table
+from components.report.terminal import terminal_conditions, terminal_worst_cases
 
 
 def printed(rows, width: int = 100, drawn=terminal_table) -> list[str]:
@@ -40,7 +40,7 @@ def test_no_rows_and_empty_rows():
 
 
 def test_importing_the_report_loads_nothing_heavy():
-    code = "import sys, pipeline.report; print([m for m in ('rich','matplotlib','numpy','yaml','kfp','mlflow','torch','pydantic') if m in sys.modules])"
+    code = "import sys, components.report; print([m for m in ('rich','matplotlib','numpy','yaml','kfp','mlflow','torch','pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.report.stage import ReportStage
-from pipeline.report.troubles import troubles
+from components.report.data import ReportStage
+from components.report.troubles import troubles
 from tests.unit.report.test_report_page import page, visible
 
 EVENTS = [

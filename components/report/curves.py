@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.report.charts import CLEAN_STYLE, Styles, figure
-from pipeline.report.figures import number, percent
-from pipeline.report.markup import Markup, element, join
-from pipeline.report.plots import Axis, Point, Series, chart, fraction_axis, number_axis
-from pipeline.report.stage import ReportStage
+from components.report.charts import CLEAN_STYLE, Styles, figure
+from components.report.data import ReportStage
+from components.report.figures import number, percent
+from components.report.markup import Markup, element, join
+from components.report.plots import Axis, Point, Series, chart, fraction_axis, number_axis
 
 _LOSS = ("loss", "train_loss")
 _CLEAN = ("clean_accuracy", "clean", "probe_clean", "clean_probe")

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.report.charts import Styles
-from pipeline.report.figures import NBSP, points
-from pipeline.report.frontier import Frontier, frontier_figure, frontier_words, frontiers
-from pipeline.report.markup import Content, Markup, element, join
-from pipeline.report.measurement import measurements
-from pipeline.report.pairs import Finding, Refused, compare_stages, percent_pair
-from pipeline.report.stage import ReportStage
-from pipeline.report.tables import Column, table
+from components.report.charts import Styles
+from components.report.data import ReportStage
+from components.report.figures import NBSP, points
+from components.report.frontier import Frontier, frontier_figure, frontier_words, frontiers
+from components.report.markup import Content, Markup, element, join
+from components.report.measurement import measurements
+from components.report.pairs import Finding, Refused, compare_stages, percent_pair
+from components.report.tables import Column, table
 
 if TYPE_CHECKING:
-    from pipeline.report.config import ExperimentConfig
+    from components.report.config import ExperimentConfig
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.report.charts import Styles, figure
-from pipeline.report.compare import figure_words
-from pipeline.report.figures import NBSP, count, percent
-from pipeline.report.markup import Markup, element
-from pipeline.report.measurement import Measurement, grouped
-from pipeline.report.plots import Axis, Point, Series, chart, fraction_axis
+from components.report.charts import Styles, figure
+from components.report.compare import figure_words
+from components.report.figures import NBSP, count, percent
+from components.report.markup import Markup, element
+from components.report.measurement import Measurement, grouped
+from components.report.plots import Axis, Point, Series, chart, fraction_axis
 
 _FRONT_STYLE = 7
 

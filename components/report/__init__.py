@@ -6,8 +6,8 @@ tracking server. Importing this package loads the standard library only.
 
 from __future__ import annotations
 
-from pipeline.report.page import build_report
-from pipeline.report.stage import ReportStage
-from pipeline.report.terminal import terminal_table
+from components.report.data import ReportStage
+from components.report.page import build_report
+from components.report.terminal import terminal_table
 
 __all__ = ["ReportStage", "build_report", "terminal_table"]

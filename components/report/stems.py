@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.report.charts import Styles, stem_chart
-from pipeline.report.compare import Comparison, compare
-from pipeline.report.markup import Markup
-from pipeline.report.measurement import Measurement, attack_order, grouped, norm_order
+from components.report.charts import Styles, stem_chart
+from components.report.compare import Comparison, compare
+from components.report.markup import Markup
+from components.report.measurement import Measurement, attack_order, grouped, norm_order
 
 
 def stem_pairs(rows: Sequence[Measurement]) -> list[list[Comparison]]:

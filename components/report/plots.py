@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.report.markup import Markup, element, join
+from components.report.markup import Markup, element, join
 
 WIDTH = 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 12, 46

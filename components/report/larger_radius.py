@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.report.compare import compare
-from pipeline.report.measurement import Measurement, attack_order, norm_order
-from pipeline.report.stage import ReportStage
+from components.report.compare import compare
+from components.report.data import ReportStage
+from components.report.measurement import Measurement, attack_order, norm_order
 
 
 def gains(stages: Sequence[ReportStage], rows: Sequence[Measurement]) -> list[str]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.report.data import ReportStage
+from components.report.figures import NBSP, count, percent, points, radius
+from components.report.verdicts import same_images, unlike
 from components.statistics import PairedDifference, images_needed, paired_difference, smallest_difference
-from pipeline.report.figures import NBSP, count, percent, points, radius
-from pipeline.report.stage import ReportStage
-from pipeline.report.verdicts import same_images, unlike
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.report.figures import percent, points
-from pipeline.report.measurement import Measurement
-from pipeline.report.stage import CLEAN_KINDS
-from pipeline.report.stems import base_name
+from components.report.data import CLEAN_KINDS
+from components.report.figures import percent, points
+from components.report.measurement import Measurement
+from components.report.stems import base_name
 
 PUBLISHED_N = 5000
 FINE_TUNED = "fine-tuned"

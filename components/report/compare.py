@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from components.report.figures import NBSP, count, interval, number, percent, points
+from components.report.measurement import ATTACKS, Measurement, attack_order
+from components.report.verdicts import same_images, unlike
 from components.statistics import PairedDifference, paired_difference
-from pipeline.report.figures import NBSP, count, interval, number, percent, points
-from pipeline.report.measurement import ATTACKS, Measurement, attack_order
-from pipeline.report.verdicts import same_images, unlike
 
 Outcome = Literal["higher", "lower", "indistinct", "unlike", "unknown"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.report.compare import figure_words
-from pipeline.report.figures import NBSP, count, percent, radius
-from pipeline.report.markup import Content, Markup, element
-from pipeline.report.measurement import Measurement, attack_order, grouped, norm_order
-from pipeline.report.plots import Axis, Point, Series, chart, fraction_axis, key_mark, number_axis
+from components.report.compare import figure_words
+from components.report.figures import NBSP, count, percent, radius
+from components.report.markup import Content, Markup, element
+from components.report.measurement import Measurement, attack_order, grouped, norm_order
+from components.report.plots import Axis, Point, Series, chart, fraction_axis, key_mark, number_axis
 
 Styles = dict[str, int]
 """The style number of every model's stage, the same in all charts."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from components.report.config import ReportConfig
+from components.report.data import ReportStage
+from components.report.experiment import examine
+from components.report.named import config_here, rows_here
+from components.report.page import build_report
 from components.store.digests import write_json
 from components.store.job import StageJob
 from components.store.run import StageInput
-from pipeline.report.config import ReportConfig
-from pipeline.report.experiment import examine
-from pipeline.report.named import config_here, rows_here
-from pipeline.report.page import build_report
-from pipeline.report.stage import ReportStage
 
 PAGE, EXPERIMENT = "report.html", "experiment.json"
 

@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.report.charts import Styles, figure
-from pipeline.report.figures import NOT_RECORDED, percent
-from pipeline.report.markup import Content, Markup, element, join
-from pipeline.report.measurement import Measurement
-from pipeline.report.pairs import model_of
-from pipeline.report.plots import Axis, Point, Series, chart, key_mark, number_axis
-from pipeline.report.stage import ReportStage
-from pipeline.report.tables import Column, table
+from components.report.charts import Styles, figure
+from components.report.data import ReportStage
+from components.report.figures import NOT_RECORDED, percent
+from components.report.markup import Content, Markup, element, join
+from components.report.measurement import Measurement
+from components.report.pairs import model_of
+from components.report.plots import Axis, Point, Series, chart, key_mark, number_axis
+from components.report.tables import Column, table
 
 FINE = 0.25
 """Cycles per pixel above which structure is called fine: half of what a row of pixels can carry."""

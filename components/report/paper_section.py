@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.report.figures import listed
-from pipeline.report.markup import Content, Markup, element, join
-from pipeline.report.measurement import Measurement
-from pipeline.report.paper import against_paper
-from pipeline.report.stage import ReportStage
-from pipeline.report.tables import paper_table, published_table
+from components.report.data import ReportStage
+from components.report.figures import listed
+from components.report.markup import Content, Markup, element, join
+from components.report.measurement import Measurement
+from components.report.paper import against_paper
+from components.report.tables import paper_table, published_table
 
 
 def paper_body(rows: Sequence[Measurement], stages: Sequence[ReportStage]) -> Markup:

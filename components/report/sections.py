@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.report.charts import Styles, radius_charts, sweep_charts, tradeoff_charts
-from pipeline.report.compare import compare
-from pipeline.report.curves import curve_cards
-from pipeline.report.experiment import Experiment, experiment_body
-from pipeline.report.figures import NBSP, count, half_width, listed
-from pipeline.report.gallery import galleries
-from pipeline.report.headline import Headline, find_headline
-from pipeline.report.larger_radius import gains
-from pipeline.report.lineage import differences
-from pipeline.report.markup import Content, Markup, element, join
-from pipeline.report.measurement import Measurement, grouped, measurements, unions
-from pipeline.report.paper_section import paper_body
-from pipeline.report.spectra import spectra_body
-from pipeline.report.stage import ReportStage
-from pipeline.report.stems import stem_charts, stem_pairs
-from pipeline.report.tables import comparison_table, main_table, union_table
-from pipeline.report.troubles import troubles
+from components.report.charts import Styles, radius_charts, sweep_charts, tradeoff_charts
+from components.report.compare import compare
+from components.report.curves import curve_cards
+from components.report.data import ReportStage
+from components.report.experiment import Experiment, experiment_body
+from components.report.figures import NBSP, count, half_width, listed
+from components.report.gallery import galleries
+from components.report.headline import Headline, find_headline
+from components.report.larger_radius import gains
+from components.report.lineage import differences
+from components.report.markup import Content, Markup, element, join
+from components.report.measurement import Measurement, grouped, measurements, unions
+from components.report.paper_section import paper_body
+from components.report.spectra import spectra_body
+from components.report.stems import stem_charts, stem_pairs
+from components.report.tables import comparison_table, main_table, union_table
+from components.report.troubles import troubles
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.figures import number, radius
-from pipeline.report.markup import Markup, element, join
-from pipeline.report.stage import ReportStage
+from components.report.data import ReportStage
+from components.report.figures import number, radius
+from components.report.markup import Markup, element, join
 
 MOST_SAMPLES = 24
 MOST_BYTES = 1_000_000

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.report.figures import listed
-from pipeline.report.stage import ReportStage
+from components.report.data import ReportStage
+from components.report.figures import listed
 
 _OF_THE_STEM = frozenset({"init", "model.name", "model.stem", "model.kwargs.stem"})
 """Fields that differ between two stems by the nature of the question."""

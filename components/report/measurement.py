@@ -6,9 +6,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from pipeline.report.figures import NBSP, NOT_RECORDED, number, radius
-from pipeline.report.stage import ReportStage
-from pipeline.report.verdicts import Verdicts, verdicts_of
+from components.report.data import ReportStage
+from components.report.figures import NBSP, NOT_RECORDED, number, radius
+from components.report.verdicts import Verdicts, verdicts_of
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")

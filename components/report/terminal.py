@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.report.figures import NOT_RECORDED, count, interval, listed, percent
-from pipeline.report.measurement import Measurement, grouped, threat_words
+from components.report.figures import NOT_RECORDED, count, interval, listed, percent
+from components.report.measurement import Measurement, grouped, threat_words
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pipeline.report.figures import count, number
-from pipeline.report.markup import Content, Markup, element, join
-from pipeline.report.sections import Section
-from pipeline.report.stage import ReportStage
-from pipeline.report.tables import Column, table
+from components.report.data import ReportStage
+from components.report.figures import count, number
+from components.report.markup import Content, Markup, element, join
+from components.report.sections import Section
+from components.report.tables import Column, table
 
 _PACKAGES = ("robustrain", "kfp", "mlflow", "torch", "timm", "ray", "pyautoattack")
 

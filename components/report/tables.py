@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.report.charts import Styles, interval_bar
-from pipeline.report.compare import Comparison
-from pipeline.report.figures import NBSP, count, interval, listed, percent
-from pipeline.report.markup import Content, Markup, element, join
-from pipeline.report.measurement import Measurement, grouped
-from pipeline.report.paper import PUBLISHED, AgainstPaper, Published
-from pipeline.report.plots import key_mark
+from components.report.charts import Styles, interval_bar
+from components.report.compare import Comparison
+from components.report.figures import NBSP, count, interval, listed, percent
+from components.report.markup import Content, Markup, element, join
+from components.report.measurement import Measurement, grouped
+from components.report.paper import PUBLISHED, AgainstPaper, Published
+from components.report.plots import key_mark
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.report.markup import Content, element
-from pipeline.report.stage import ReportStage
+from components.report.data import ReportStage
+from components.report.markup import Content, element
 
 _FOLLOWED = {
     "warn": "The recipe says to warn, so training went on.",

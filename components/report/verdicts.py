@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.figures import number
-from pipeline.report.stage import ReportStage
+from components.report.data import ReportStage
+from components.report.figures import number
 
 _WHOLE, _SHORT = "autoattack", "apgd-ce+apgd-t"
 _ONLY_WHOLE = frozenset({"FAB-T", "Square"})

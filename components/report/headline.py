@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.report.compare import Comparison, compare, figure_words
-from pipeline.report.figures import NBSP, count, percent
-from pipeline.report.measurement import Measurement, attack_order
-from pipeline.report.stage import CLEAN_KINDS, ROBUST_KINDS
+from components.report.compare import Comparison, compare, figure_words
+from components.report.data import CLEAN_KINDS, ROBUST_KINDS
+from components.report.figures import NBSP, count, percent
+from components.report.measurement import Measurement, attack_order
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
+from components.report.charts import CLEAN_STYLE, Styles
+from components.report.data import ReportStage
+from components.report.experiment import Experiment
+from components.report.figures import count, interval, percent
+from components.report.headline import Headline, sentences
+from components.report.markup import Markup, element, join, trusted
+from components.report.measurement import Measurement
+from components.report.provenance import conditions_section, recipe_section, run_line, stages_section
+from components.report.sections import Material, Section, gather, sections
 from components.store.digests import write_atomically
-from pipeline.report.charts import CLEAN_STYLE, Styles
-from pipeline.report.experiment import Experiment
-from pipeline.report.figures import count, interval, percent
-from pipeline.report.headline import Headline, sentences
-from pipeline.report.markup import Markup, element, join, trusted
-from pipeline.report.measurement import Measurement
-from pipeline.report.provenance import conditions_section, recipe_section, run_line, stages_section
-from pipeline.report.sections import Material, Section, gather, sections
-from pipeline.report.stage import ReportStage
 
 # Even if something hostile came through, the browser would fetch and run nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
