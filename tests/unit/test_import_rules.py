@@ -19,6 +19,7 @@ PIPELINE_MAY = {
     "statistics",
     "threats",
     "result_rows",
+    "stage_records",
     "wording",
 }
 REPORT_FOR_THE_PIPELINE = {"config", "terminal", "page", "markup", "named"}
@@ -39,6 +40,7 @@ ALLOWED = {
             "radius",
             "threats",
             "result_rows",
+            "stage_records",
             "wording",
             "launch",
             "store",
@@ -49,7 +51,7 @@ ALLOWED = {
         }
         for room in STAGE_ROOMS - {"data"}
     },
-    "report": {"report", "errors", "fingerprint", "store", "statistics", "threats", "result_rows", "wording"},
+    "report": {"report", "errors", "fingerprint", "store", "statistics", "threats", "result_rows", "stage_records", "wording"},
     "wording": {"wording", "statistics"},
     "statistics": {"statistics"},
     "errors": {"errors"},
@@ -59,6 +61,7 @@ ALLOWED = {
     "radius": {"radius", "errors", "threats"},
     "threats": {"threats", "errors"},
     "result_rows": {"result_rows", "threats", "errors"},
+    "stage_records": {"stage_records", "result_rows", "threats"},
 }
 ONLY_IN = {
     "kfp": ("pipeline/",),
