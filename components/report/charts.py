@@ -1,167 +1,235 @@
-"""Charts of measurements: against the radius, over resolutions, clean against robust, one stem beside the other."""
+"""Charts of the page: accuracies over radius, resolution and epoch, clean against robust, and stem beside stem."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from components.report.compare import figure_words
-from components.report.figures import NBSP, count, percent, radius
-from components.report.markup import Content, Markup, element
-from components.report.measurement import Measurement, attack_order, grouped, norm_order
-from components.report.plots import Axis, Point, Series, chart, fraction_axis, key_mark, number_axis
+from markupsafe import Markup
 
-Styles = dict[str, int]
-"""The style number of every model's stage, the same in all charts."""
+from components.report.compare import Comparison, figure_text
+from components.report.data import Measurement, ReportStage, grouped
+from components.report.experiment import Frontier
+from components.report.svg import Axis, Point, Series, chart, fraction_axis, number_axis
+from components.threats import STANDARD, attack_order, norm_order, radius_text
+from components.wording import count, percent, sample_size
+
+Styles = Mapping[str, int]
+"""Training stage -> number of its style, the same in all charts."""
 
 CLEAN_STYLE = 7
-"""The style of clean accuracies beside robust ones."""
+"""Style of clean accuracies and of the frontier, beside robust accuracies."""
+
+_MOST_DESCRIBED = 24
+"""Measurements that the description of a chart lists; a screen reader reads them one after the other."""
 
 
-def figure(drawn: Markup, caption: Content, legend: Sequence[Series] = ()) -> Markup:
-    """A chart in its frame: heading, drawing, legend."""
-    keys = [element("li", key_mark(one.style, one.line, one.dashed), one.label) for one in legend]
-    listed = element("ul", keys, class_="legend") if keys else None
-    return element("figure", element("figcaption", caption), drawn, listed)
+@dataclass(frozen=True)
+class Figure:
+    """One or more drawings in a frame.
+
+    Attributes:
+        title: in bold.
+        caption: after the title.
+        drawings: SVG.
+        legend: the series that the legend explains.
+    """
+
+    title: str
+    caption: str
+    drawings: Sequence[Markup]
+    legend: Sequence[Series] = ()
 
 
-def radius_charts(rows: Sequence[Measurement], styles: Styles) -> list[Markup]:
-    """One chart for each (data set, norm), every model a line that begins at its clean accuracy at radius 0."""
-    known = [row for row in rows if row.robust is not None and row.eps is not None]
-    groups = sorted(
-        grouped(known, lambda row: (row.dataset, row.norm)).items(), key=lambda item: norm_order(item[0][1])
-    )
-    return [_radius_chart(f"radius-{i}", *key, some, styles) for i, (key, some) in enumerate(groups)]
+def radius_charts(rows: Sequence[Measurement], styles: Styles) -> list[Figure]:
+    """One chart for each data set and norm; each model is a line that begins at its clean accuracy at radius 0."""
+    groups = grouped(rows, lambda one: (one.row.dataset, one.row.norm)).items()
+    ordered = sorted(groups, key=lambda item: norm_order(item[0][1]))
+    return [_radius_chart(f"radius-{i}", *key, some, styles) for i, (key, some) in enumerate(ordered)]
 
 
-def _radius_chart(key: str, dataset: str, norm: str, rows: Sequence[Measurement], styles: Styles) -> Markup:
-    lines = grouped(rows, lambda row: row.name)
+def _radius_chart(key: str, dataset: str, norm: str, rows: Sequence[Measurement], styles: Styles) -> Figure:
+    lines = grouped(rows, lambda one: one.stage)
     series = [Series(name, styles.get(name, 0), _radius_points(some)) for name, some in lines.items()]
-    x = _radius_axis(norm, [row.eps for row in rows if row.eps is not None])
+    x = _radius_axis(norm, [one.row.eps for one in rows])
     dodge = min(5.0, 20.0 / len(series))
     title = f"Robust accuracy against the {norm} radius on {dataset}"
-    drawn = chart(key, title, _spoken(rows), x, fraction_axis("accuracy (%)"), series, dodge=dodge)
-    return figure(drawn, [element("b", norm), f" on {dataset}"], series)
+    drawing = chart(key, title, _description(rows), x, fraction_axis("accuracy (%)"), series, dodge=dodge)
+    return Figure(norm, f" on {dataset}", [drawing], series)
 
 
 def _radius_points(rows: Sequence[Measurement]) -> list[Point]:
-    """The clean accuracy at 0, then at each radius the figure of the strongest attack, of most images."""
+    """The clean accuracy at radius 0, then at each radius the result of the strongest attack on most images."""
     best: dict[float, Measurement] = {}
-    for row in sorted(rows, key=lambda row: (-attack_order(row.attack), row.n or 0)):
-        best[row.eps or 0.0] = row
-    clean = max((row for row in rows if row.clean is not None), key=lambda row: row.n or 0, default=None)
-    start = [Point(0.0, clean.clean or 0.0, tip=f"{clean.name}: clean {percent(clean.clean)}")] if clean else []
-    return start + [_point(best[eps], eps) for eps in sorted(best)]
+    for one in sorted(rows, key=lambda one: (-attack_order(one.row.attack), one.row.n)):
+        best[one.row.eps] = one
+    clean = max(rows, key=lambda one: one.row.n)
+    tip = f"{clean.stage}: clean {percent(clean.row.clean_accuracy)}"
+    return [Point(0.0, clean.row.clean_accuracy, tip=tip), *(_point(best[eps], eps) for eps in sorted(best))]
 
 
 def _radius_axis(norm: str, radii: Sequence[float]) -> Axis:
-    """Round ticks, or the measured radii themselves when they are few and written as fractions of 255."""
+    """Round ticks; the measured radii themselves if they are few and written as fractions of 255."""
     known = sorted(set(radii))
-    if len(known) > 4 or not all("/" in radius(eps) for eps in known):
+    if len(known) > 4 or not all("/" in radius_text(eps) for eps in known):
         ticks = number_axis("", known, start=0.0).ticks
     else:
-        ticks = [(0.0, "0"), *((eps, radius(eps)) for eps in known)]
+        ticks = [(0.0, "0"), *((eps, radius_text(eps)) for eps in known)]
     top = ticks[-1][0]
     return Axis(-0.04 * top, 1.04 * top, ticks, f"radius ({norm})")
 
 
-def sweep_charts(rows: Sequence[Measurement], styles: Styles) -> list[Markup]:
-    """One chart for each (model, data set) and threat measured at two resolutions or more: clean and robust."""
-    known = [row for row in rows if row.robust is not None and row.resolution is not None]
-    groups = grouped(known, lambda row: (row.name, row.dataset, row.threat, row.attack)).values()
-    several = [some for some in groups if len({row.resolution for row in some}) > 1]
+def sweep_charts(rows: Sequence[Measurement], styles: Styles) -> list[Figure]:
+    """One chart for each model, data set and threat that was measured at two resolutions or more: clean and robust."""
+    groups = grouped(rows, lambda one: (one.stage, one.row.dataset, one.row.threat, one.row.attack)).values()
+    several = [some for some in groups if len({one.row.resolution for one in some}) > 1]
     return [_sweep_chart(f"sweep-{i}", some, styles) for i, some in enumerate(several)]
 
 
-def _sweep_chart(key: str, rows: Sequence[Measurement], styles: Styles) -> Markup:
+def _sweep_chart(key: str, rows: Sequence[Measurement], styles: Styles) -> Figure:
     first = rows[0]
-    ordered = sorted(rows, key=lambda row: row.resolution or 0)
+    ordered = sorted(rows, key=lambda one: one.row.resolution)
     clean = [
-        Point(row.resolution or 0, row.clean, tip=f"{row.resolution} px: clean {percent(row.clean)}")
-        for row in ordered
-        if row.clean is not None
+        Point(row.resolution, row.clean_accuracy, tip=f"{row.resolution} px: clean {percent(row.clean_accuracy)}")
+        for row in (one.row for one in ordered)
     ]
-    robust = [_point(row, row.resolution or 0) for row in ordered]
+    robust = [_point(one, one.row.resolution) for one in ordered]
     series = [
         Series("clean", CLEAN_STYLE, clean, dashed=True),
-        Series(f"{first.threat}, {first.attack}", styles.get(first.name, 0), robust),
+        Series(f"{first.row.threat}, {first.row.attack}", styles.get(first.stage, 0), robust),
     ]
-    sizes = sorted({row.resolution or 0 for row in ordered})
-    margin = (sizes[-1] - sizes[0]) * 0.06
-    ticks = [(size, str(size)) for size in sizes]
-    x = Axis(sizes[0] - margin, sizes[-1] + margin, ticks, "test resolution (px)")
-    title = f"Accuracy of {first.name} at several test resolutions"
-    drawn = chart(key, title, _spoken(ordered), x, fraction_axis("accuracy (%)"), series)
-    return figure(drawn, [element("b", first.name), f" on {first.dataset} · n{NBSP}={NBSP}{_sizes(ordered)}"], series)
+    sides = sorted({one.row.resolution for one in ordered})
+    margin = (sides[-1] - sides[0]) * 0.06
+    x = Axis(sides[0] - margin, sides[-1] + margin, [(s, str(s)) for s in sides], "test resolution (px)")
+    title = f"Accuracy of {first.stage} at several test resolutions"
+    drawing = chart(key, title, _description(ordered), x, fraction_axis("accuracy (%)"), series)
+    return Figure(first.stage, f" on {first.row.dataset} · {_sizes(ordered)}", [drawing], series)
 
 
-def tradeoff_charts(rows: Sequence[Measurement], styles: Styles) -> list[Markup]:
+def tradeoff_charts(rows: Sequence[Measurement], styles: Styles) -> list[Figure]:
     """One chart for each condition under which two models or more were measured: clean against robust accuracy."""
-    known = [row for row in rows if row.robust is not None and row.clean is not None]
-    groups = grouped(known, lambda row: row.under).values()
-    several = [some for some in groups if len({row.name for row in some}) > 1]
-    return [_tradeoff_chart(f"tradeoff-{i}", some, styles) for i, some in enumerate(several)]
+    groups = grouped(rows, lambda one: one.setting).values()
+    several = [some for some in groups if len({one.stage for one in some}) > 1]
+    return [_accuracies_chart(f"tradeoff-{i}", some, styles) for i, some in enumerate(several)]
 
 
-def _tradeoff_chart(key: str, rows: Sequence[Measurement], styles: Styles) -> Markup:
-    series = [Series(row.name, styles.get(row.name, 0), [_point(row, row.clean or 0.0)], line=False) for row in rows]
-    first = rows[0]
-    x = fraction_axis("clean accuracy (%)", [row.clean for row in rows if row.clean is not None])
+def frontier_chart(key: str, found: Frontier, styles: Styles) -> Figure:
+    """Clean against robust accuracy with the frontier as a line; dominated models have hollow marks."""
+    points = [_accuracies_point(one) for one in found.front]
+    line = Series("frontier", CLEAN_STYLE, points, dashed=True)
+    return _accuracies_chart(key, found.rows, styles, line, frozenset(found.dominated))
+
+
+def _accuracies_chart(
+    key: str,
+    rows: Sequence[Measurement],
+    styles: Styles,
+    line: Series | None = None,
+    dominated: frozenset[str] = frozenset(),
+) -> Figure:
+    first = rows[0].row
+    series = [
+        Series(
+            f"{one.stage} (dominated)" if one.stage in dominated else one.stage,
+            styles.get(one.stage, 0),
+            [_accuracies_point(one, one.stage not in dominated if line else first.attack == STANDARD.title)],
+            line=False,
+        )
+        for one in rows
+    ]
+    x = fraction_axis("clean accuracy (%)", [one.row.clean_accuracy for one in rows])
     x = Axis(x.low - 0.01, x.high + 0.01, x.ticks, x.label)
     title = f"Clean against robust accuracy under {first.threat} on {first.dataset}"
-    drawn = chart(key, title, _spoken(rows), x, fraction_axis("robust accuracy (%)"), series)
-    caption = [element("b", first.threat), f" on {first.dataset} · {first.attack} · n{NBSP}={NBSP}{_sizes(rows)}"]
-    return figure(drawn, caption, series)
+    drawn = [line, *series] if line else series
+    description = "; ".join(
+        f"{one.stage}: clean {percent(one.row.clean_accuracy)}, {figure_text(one)}" for one in rows[:_MOST_DESCRIBED]
+    )
+    drawing = chart(key, title, description, x, fraction_axis("robust accuracy (%)"), drawn)
+    caption = f" on {first.dataset} · {first.attack} · {_sizes(rows)}"
+    return Figure(first.threat, caption, [drawing], series)
 
 
-def stem_chart(key: str, pairs: Sequence[tuple[Measurement, Measurement]], styles: Styles) -> Markup:
-    """(PatchStem, ConvStem) pairs side by side, one place on the x axis for each threat."""
-    ticks = [(float(i), f"{row.norm}\n{radius(row.eps)}") for i, (row, _) in enumerate(pairs)]
-    one, other = ([pair[side] for pair in pairs] for side in (0, 1))
-    series = [_stem_series(one, -0.12, styles), _stem_series(other, 0.12, styles)]
+def _accuracies_point(one: Measurement, filled: bool = True) -> Point:
+    point = _point(one, one.row.clean_accuracy)
+    return Point(point.x, point.y, point.low, point.high, point.tip, filled)
+
+
+def stem_charts(pairs: Sequence[Sequence[Comparison]], styles: Styles) -> list[Figure]:
+    """One chart for each two models that `stem_pairs` compares."""
+    return [_stem_chart(f"stems-{i}", some, styles) for i, some in enumerate(pairs)]
+
+
+def _stem_chart(key: str, pairs: Sequence[Comparison], styles: Styles) -> Figure:
+    """PatchStem and ConvStem side by side, one position on the x axis for each threat."""
+    patch, conv = [pair.second for pair in pairs], [pair.first for pair in pairs]
+    ticks = [(float(i), f"{one.row.norm}\n{radius_text(one.row.eps)}") for i, one in enumerate(patch)]
+    series = [_stem_series(patch, -0.12, styles), _stem_series(conv, 0.12, styles)]
     title = "Robust accuracy of the two stems in each threat model"
     x = Axis(-0.5, len(pairs) - 0.5, ticks)
-    spoken = _spoken([row for pair in pairs for row in pair])
-    drawn = chart(key, title, spoken, x, fraction_axis("robust accuracy (%)"), series, height=258)
-    first = other[0]
-    caption = [element("b", f"{first.model}, {first.kind}"), f" on {first.dataset}, {count(first.resolution)} px"]
-    return figure(drawn, caption, series)
+    description = _description([one for pair in zip(patch, conv, strict=True) for one in pair])
+    drawing = chart(key, title, description, x, fraction_axis("robust accuracy (%)"), series, height=258)
+    first = conv[0].row
+    caption = f" on {first.dataset}, {count(first.resolution)} px"
+    return Figure(f"{first.model}, {first.kind}", caption, [drawing], series)
 
 
 def _stem_series(rows: Sequence[Measurement], shift: float, styles: Styles) -> Series:
-    label = f"{rows[0].stem} ({rows[0].name})"
-    return Series(
-        label, styles.get(rows[0].name, 0), [_point(row, i + shift) for i, row in enumerate(rows)], line=False
+    label = f"{rows[0].row.stem_title} ({rows[0].stage})"
+    points = [_point(one, i + shift) for i, one in enumerate(rows)]
+    return Series(label, styles.get(rows[0].stage, 0), points, line=False)
+
+
+def curve_charts(stages: Sequence[ReportStage], styles: Styles) -> list[Figure]:
+    """A figure for every stage that has a history: accuracies on held-out images, and the training loss, by epoch."""
+    figures = [_curves(f"curve-{i}", stage, styles.get(stage.name, 0)) for i, stage in enumerate(stages)]
+    return [figure for figure in figures if figure.drawings]
+
+
+def _curves(key: str, stage: ReportStage, style: int) -> Figure:
+    loss = Series("training loss", style, _epochs(stage, "loss", lambda value: f"loss {value:.3f}"))
+    clean = _epochs(stage, "clean_accuracy", lambda value: f"clean {percent(value)}")
+    robust = _epochs(stage, "robust_accuracy", lambda value: f"under attack {percent(value)}")
+    accuracies = [
+        Series("clean (validation)", CLEAN_STYLE, clean, dashed=True),
+        Series("under attack (validation)", style, robust),
+    ]
+    accuracies = [line for line in accuracies if line.points]
+    drawings = []
+    if accuracies:
+        drawings.append(_curve(f"{key}-a", stage.name, "Accuracy", fraction_axis("accuracy (%)"), accuracies))
+    if loss.points:
+        y = number_axis("training loss", [0.0, *(point.y for point in loss.points)])
+        drawings.append(_curve(f"{key}-l", stage.name, "Training loss", y, [loss]))
+    return Figure(stage.name, f" · {stage.kind}" if stage.kind != stage.name else "", drawings, accuracies)
+
+
+def _curve(key: str, name: str, what: str, y: Axis, lines: Sequence[Series]) -> Markup:
+    epochs = [point.x for line in lines for point in line.points]
+    last = "; ".join(f"{line.label}, last {line.points[-1].tip}" for line in lines)
+    x = number_axis("epoch", epochs, whole=True)
+    return chart(key, f"{what} of {name} by epoch", last, x, y, lines, height=210)
+
+
+def _epochs(stage: ReportStage, key: str, text: Callable[[float], str]) -> list[Point]:
+    """The values of one key of the history; epochs without it are left out."""
+    known: list[Mapping[str, Any]] = [entry for entry in stage.history if entry.get(key) is not None]
+    return [Point(entry["epoch"], entry[key], tip=f"epoch {entry['epoch']:g}: {text(entry[key])}") for entry in known]
+
+
+def _point(one: Measurement, x: float) -> Point:
+    row = one.row
+    tip = (
+        f"{row.stage}: {row.threat}, {row.attack}, n = {count(row.n)}: {figure_text(one)}; "
+        f"clean {percent(row.clean_accuracy)}"
     )
-
-
-def interval_bar(row: Measurement, style: int) -> Markup | None:
-    """A robust accuracy with its interval on a scale from 0 to 100 %, small enough for a table cell."""
-    if row.robust is None:
-        return None
-    low, high = (row.robust if bound is None else bound for bound in (row.low, row.high))
-    hue = f"s{style % 8}"
-    band = element("rect", x=6 + 108 * low, y=5.5, width=max(1.0, 108 * (high - low)), height=7, rx=3.5)
-    return element(
-        "svg",
-        element("line", x1=6, x2=114, y1=9, y2=9, class_="track"),
-        element("g", band, class_=f"band {hue}"),
-        element("circle", cx=6 + 108 * row.robust, cy=9, r=4, class_=f"mark {hue}"),
-        viewBox="0 0 120 18",
-        class_="bar",
-        aria_hidden="true",
-    )
-
-
-def _point(row: Measurement, x: float) -> Point:
-    said = (
-        f"{row.name}: {row.threat}, {row.attack}, n = {count(row.n)}: {figure_words(row)}; clean {percent(row.clean)}"
-    )
-    return Point(x, row.robust or 0.0, row.low, row.high, said, filled=row.attack == "AutoAttack")
+    return Point(x, row.robust_accuracy, one.low, one.high, tip, filled=row.attack == STANDARD.title)
 
 
 def _sizes(rows: Sequence[Measurement]) -> str:
-    return " and ".join(count(n) for n in sorted({row.n or 0 for row in rows}))
+    first, *others = sorted({one.row.n for one in rows})
+    return " and ".join([sample_size(first), *(count(n) for n in others)])
 
 
-def _spoken(rows: Sequence[Measurement]) -> str:
-    return "; ".join(f"{row.name}, {row.threat}: {figure_words(row)}" for row in rows[:24])
+def _description(rows: Sequence[Measurement]) -> str:
+    return "; ".join(f"{one.stage}, {one.row.threat}: {figure_text(one)}" for one in rows[:_MOST_DESCRIBED])

@@ -1,4 +1,4 @@
-"""The experiment's section: the question, every comparison on the same images, the frontier, and the limits."""
+"""The answer to an experiment's question: paired comparisons on the same images, and the frontier of accuracies."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from components.report.charts import Styles
-from components.report.data import ReportStage
-from components.report.figures import NBSP, points
-from components.report.frontier import Frontier, frontier_figure, frontier_words, frontiers
-from components.report.markup import Content, Markup, element, join
-from components.report.measurement import measurements
-from components.report.pairs import Finding, Refused, compare_stages, percent_pair
-from components.report.tables import Column, table
+from components.report.compare import NotComparable, PairedResult, compare_stages
+from components.report.data import Measurement, ReportStage, grouped, measurements
+from components.wording import NBSP
 
 if TYPE_CHECKING:
     from components.report.config import ExperimentConfig
@@ -21,11 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The answer to a question, as far as the images give one."""
+    """The answer to a question, as far as the images give one.
+
+    Attributes:
+        findings: every comparison that was asked for and could be made, threat by threat.
+        refused: those that could not be made.
+        frontiers: one for each condition, see `Frontier`.
+        limits: what the experiment cannot show, in its author's words.
+    """
 
     question: str
-    findings: Sequence[Finding]
-    refused: Sequence[Refused]
+    findings: Sequence[PairedResult]
+    refused: Sequence[NotComparable]
     frontiers: Sequence[Frontier]
     limits: str = ""
 
@@ -36,26 +38,49 @@ class Experiment:
             "findings": [finding.plain() for finding in self.findings],
             "refused": [vars(one) for one in self.refused],
             "frontiers": [
-                {"threat": one.rows[0].threat, "front": [row.name for row in one.front], "dominated": one.dominated}
+                {"threat": one.rows[0].row.threat, "front": one.names, "dominated": one.dominated}
                 for one in self.frontiers
             ],
             "summary": summary(self),
         }
 
 
-def examine(config: ExperimentConfig | None, stages: Sequence[ReportStage]) -> Experiment | None:
-    """Works out every comparison that the configuration asks for; None where it asks for none.
+@dataclass(frozen=True)
+class Frontier:
+    """The models measured under one condition, by clean and robust accuracy.
 
-    A stage that has left no verdicts is said to be missing, not passed over.
+    Attributes:
+        rows: all of them, from the lowest clean accuracy to the highest.
+        dominated: name of a model -> models that are at least as good in both accuracies and better in one.
+    """
+
+    rows: Sequence[Measurement]
+    dominated: Mapping[str, Sequence[str]]
+
+    @property
+    def front(self) -> list[Measurement]:
+        """The models that no other model dominates, from the lowest clean accuracy to the highest."""
+        return [one for one in self.rows if one.stage not in self.dominated]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the models that no other model dominates."""
+        return [one.stage for one in self.front]
+
+
+def examine(config: ExperimentConfig | None, stages: Sequence[ReportStage]) -> Experiment | None:
+    """Works out every comparison that the configuration asks for; None if there is no experiment.
+
+    A stage that left no verdicts is reported as missing.
     """
     if config is None:
         return None
     known = {stage.name: stage for stage in stages if stage.verdicts}
-    findings: list[Finding] = []
-    refused: list[Refused] = []
+    findings: list[PairedResult] = []
+    refused: list[NotComparable] = []
     for first, second in config.compared:
         found = _compared(first, second, known)
-        if isinstance(found, Refused):
+        if isinstance(found, NotComparable):
             refused.append(found)
         else:
             findings += found
@@ -63,86 +88,77 @@ def examine(config: ExperimentConfig | None, stages: Sequence[ReportStage]) -> E
     return Experiment(config.question, findings, refused, frontiers(measurements(drawn)), config.limits)
 
 
-def _compared(first: str, second: str, known: Mapping[str, ReportStage]) -> list[Finding] | Refused:
+def _compared(first: str, second: str, known: Mapping[str, ReportStage]) -> list[PairedResult] | NotComparable:
     missing = [name for name in (first, second) if name not in known]
     if missing:
-        return Refused(first, second, f"not comparable: {', '.join(missing)} left no verdicts")
+        return NotComparable(first, second, f"not comparable: {', '.join(missing)} left no verdicts")
     return compare_stages(known[first], known[second])
 
 
+def frontiers(rows: Sequence[Measurement]) -> list[Frontier]:
+    """One frontier for each condition under which two models or more were measured."""
+    groups = grouped(rows, lambda one: one.setting).values()
+    return [frontier(some) for some in groups if len({one.stage for one in some}) > 1]
+
+
+def frontier(rows: Sequence[Measurement]) -> Frontier:
+    """Divides the models measured under one condition into those on the frontier and dominated ones.
+
+    Equal points do not dominate each other. The measured shares are compared; the paired differences say which of these
+    differences the images show.
+    """
+    ordered = sorted(rows, key=_accuracies)
+    beaten = {one.stage: [other.stage for other in ordered if _dominates(other, one)] for one in ordered}
+    return Frontier(ordered, {name: others for name, others in beaten.items() if others})
+
+
+def _accuracies(one: Measurement) -> tuple[float, float]:
+    return one.row.clean_accuracy, one.row.robust_accuracy
+
+
+def _dominates(one: Measurement, other: Measurement) -> bool:
+    ours, theirs = _accuracies(one), _accuracies(other)
+    return ours != theirs and ours[0] >= theirs[0] and ours[1] >= theirs[1]
+
+
 def summary(found: Experiment) -> list[str]:
-    """The outcome in a few sentences: every robust difference that is shown, how many are not, and dominated points."""
+    """The outcome in sentences: every robust difference that is shown, the number that is not, and the frontiers."""
     robust = [one for one in found.findings if one.what != "clean"]
-    said = [f"“{one.first}” against “{one.second}”, {one.what}: {one.shown}." for one in robust if one.difference.shows]
-    hidden = len(robust) - len(said)
-    if hidden:
-        said.append(f"{hidden} of {len(robust)} comparisons under attack show no difference on so few images.")
-    return said + [words for one in found.frontiers for words in frontier_words(one)]
+    shown = [one for one in robust if one.difference.shows]
+    sentences = [f"“{one.first}” against “{one.second}”, {one.what}: {one.shown}." for one in shown]
+    if hidden := len(robust) - len(shown):
+        sentences.append(
+            f"{hidden} of {len(robust)} comparisons under attack show no difference with this number of images."
+        )
+    return sentences + [words for one in found.frontiers for words in frontier_sentences(one)]
 
 
-def experiment_body(found: Experiment, styles: Styles) -> Markup:
-    """What stands under the section's heading."""
-    asked = element("p", found.question, class_="headline")
-    outcome = element("ul", [element("li", words) for words in summary(found)])
-    blocks: list[Content] = [asked, element("div", outcome, class_="limits")]
-    if found.findings:
-        blocks.append(_pairs_table(found.findings))
-    blocks += [
-        element("p", f"“{one.first}” against “{one.second}”: {one.why}.", class_="note") for one in found.refused
-    ]
-    if found.frontiers:
-        charts = [frontier_figure(f"frontier-{i}", one, styles) for i, one in enumerate(found.frontiers)]
-        blocks += [element("h3", "Clean against robust"), element("div", charts, class_="charts")]
-    limits = element("ul", [element("li", words) for words in _limits(found)])
-    blocks.append(element("div", element("h3", "What this experiment cannot show"), limits, class_="limits"))
-    return join(blocks)
+def frontier_sentences(found: Frontier) -> list[str]:
+    """One sentence that names the frontier, and one for each dominated model."""
+    sentences = [f"On the frontier, not dominated by any model: {_quoted(found.names)}."]
+    for name, others in found.dominated.items():
+        sentences.append(
+            f"Dominated: “{name}”, by {_quoted(others)} (at least as good in both accuracies, better in one)."
+        )
+    return sentences if found.dominated else [*sentences, "No model is dominated."]
 
 
-def _pairs_table(findings: Sequence[Finding]) -> Markup:
-    columns = (
-        Column("pair", "lead"),
-        Column("under"),
-        Column("first", "num"),
-        Column("second", "num"),
-        Column("difference", "num strong"),
-        Column("95 % interval", "num"),
-        Column("what it shows", "wide plain"),
-        Column("what it cannot show", "wide plain"),
-    )
-    note = element(
-        "p",
-        f"Differences in points, first less second, on the same images; 95{NBSP}% intervals of the paired difference "
-        "(Newcombe 1998). A difference is called shown when its interval leaves out 0 and the exact test of the images "
-        f"on which the models disagree (McNemar) says so too, at 5{NBSP}%.",
-        class_="note",
-    )
-    return join(note, table(columns, [_cells(one) for one in findings], "cards"))
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"“{name}”" for name in names)
 
 
-def _cells(one: Finding) -> list[Content]:
-    low, high = one.difference.interval
-    clear = "clear" if one.difference.shows else "apart"
-    return [
-        [element("b", one.first), element("small", f"against {one.second}", class_="under")],
-        [one.what, element("small", one.note, class_="under") if one.note else None],
-        *percent_pair(one),
-        points(one.difference.difference),
-        f"{points(low)} to {points(high)}",
-        element("span", one.shown, class_=clear),
-        one.not_shown,
-    ]
-
-
-def _limits(found: Experiment) -> list[str]:
-    said = ["Each model was trained once: the intervals speak for other images, not for another seed of the training."]
+def experiment_limits(found: Experiment) -> list[str]:
+    """What the experiment cannot show, in sentences."""
+    sentences = ["Each model was trained once: the intervals hold for other images, not for another training seed."]
     if len(found.findings) > 1:
         expected = len(found.findings) / 20
-        said.append(
+        sentences.append(
             f"{len(found.findings)} comparisons at 95{NBSP}%: about {expected:.1f} of them would show a difference "
-            "even if no two models differed."
+            "even if all models were equal."
         )
     if found.frontiers:
-        said.append(
-            "A point is called dominated by its measured shares; only the table above says what the images carry."
+        sentences.append(
+            "Dominated means dominated in the measured accuracies; the table above says which differences the images "
+            "show."
         )
-    return [*said, found.limits] if found.limits else said
+    return [*sentences, found.limits] if found.limits else sentences

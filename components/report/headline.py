@@ -1,19 +1,26 @@
-"""The sentence at the top and the key figures, computed from the rows and from nothing else."""
+"""The sentences and key figures at the top of the page, computed from the measurements and from nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from components.report.compare import Comparison, compare, figure_words
-from components.report.data import CLEAN_KINDS, ROBUST_KINDS
-from components.report.figures import NBSP, count, percent
-from components.report.measurement import Measurement, attack_order
+from components.report.compare import Comparison, compare, figure_text
+from components.report.data import Measurement
+from components.threats import attack_order
+from components.wording import percent, sample_size
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The figures the page leads with: the most robust model, the clean model beside it, and how they compare."""
+    """What the page begins with.
+
+    Attributes:
+        robust: the most robust model that was trained under attack; None if there is none.
+        clean: a model trained without an attack beside it; without a robust model, the strongest measurement there is.
+        rivals: number of models among which `robust` is the most robust one.
+        comparison: of `robust` with `clean`.
+    """
 
     robust: Measurement | None = None
     clean: Measurement | None = None
@@ -22,61 +29,56 @@ class Headline:
 
 
 def find_headline(rows: Sequence[Measurement]) -> Headline:
-    """The threat measured with the strongest attack on the most models; in it the most robust model, against the
-    first cleanly trained one under the same conditions."""
-    figures = [row for row in rows if row.robust is not None]
-    robust = [row for row in figures if row.kind in ROBUST_KINDS]
+    """Finds the threat that was measured with the strongest attack on most models, and its most robust model.
+
+    Beside it stands the first model trained without an attack that was measured under the same conditions.
+    """
+    robust = [one for one in rows if one.trained_under_attack]
     if not robust:
-        return Headline(clean=_strongest(figures))
-    lead = max(robust, key=lambda row: _weight(row, figures))
-    rivals = [row for row in robust if row.under == lead.under]
-    best = max(rivals, key=lambda row: row.robust or 0.0)
-    clean = _clean_beside(best, figures)
-    return Headline(best, clean, len({row.name for row in rivals}), compare(best, clean) if clean else None)
+        return Headline(clean=min(rows, key=lambda one: attack_order(one.row.attack), default=None))
+    lead = max(robust, key=lambda one: _weight(one, rows))
+    rivals = [one for one in robust if one.setting == lead.setting]
+    best = max(rivals, key=lambda one: one.row.robust_accuracy)
+    clean = _clean_beside(best, rows)
+    return Headline(best, clean, len({one.stage for one in rivals}), compare(best, clean) if clean else None)
 
 
-def _clean_beside(best: Measurement, figures: Sequence[Measurement]) -> Measurement | None:
-    """A cleanly trained model's figure for the same threat, by the same attack or the strongest there is."""
-    alike = [row for row in figures if row.kind in CLEAN_KINDS and row.under[:-1] == best.under[:-1]]
-    return min(alike, key=lambda row: (row.attack != best.attack, attack_order(row.attack)), default=None)
-
-
-def sentences(headline: Headline) -> list[str]:
-    """The headline in words, each sentence from the figures; one that says so when there are none."""
+def headline_sentences(headline: Headline) -> list[str]:
+    """The headline in words; one sentence that says so if there are no figures."""
     best, clean = headline.robust, headline.clean
     if best is None:
-        return [_only(clean) if clean else "No robust accuracy was measured in this run."]
+        return [_without_robust_model(clean) if clean else "No robust accuracy was measured in this run."]
     chosen = f", the highest of {headline.rivals} adversarially trained models measured" if headline.rivals > 1 else ""
-    said = [
-        f"Under {best.threat} ({best.attack}, n{NBSP}={NBSP}{count(best.n)}) the model of stage “{best.name}” "
-        f"({best.model_title}) keeps {figure_words(best)} of {best.dataset} right{chosen}; "
-        f"without an attack {percent(best.clean)}."
+    first = (
+        f"Under {best.row.threat} ({best.row.attack}, {sample_size(best.row.n)}) the model of stage “{best.stage}” "
+        f"({best.row.model_title}) classifies {figure_text(best)} of {best.row.dataset} correctly{chosen}; "
+        f"without an attack {percent(best.row.clean_accuracy)}."
+    )
+    if clean is None or headline.comparison is None:
+        return [first, "No model trained without an attack was measured at this radius."]
+    same = clean.setting == best.setting
+    attack = "under the same conditions" if same else f"under {clean.row.attack} at the same radius"
+    return [
+        first,
+        f"The model “{clean.stage}” ({clean.row.model_title}), trained without an attack, reaches "
+        f"{figure_text(clean)} {attack}, and {percent(clean.row.clean_accuracy)} without an attack. “{best.stage}” "
+        f"against “{clean.stage}”: {headline.comparison.words}.",
     ]
-    if clean is not None and headline.comparison is not None:
-        same = clean.under == best.under
-        attack = "under the same conditions" if same else f"under {clean.attack} at the same radius"
-        said.append(
-            f"The cleanly trained model “{clean.name}” ({clean.model_title}) keeps {figure_words(clean)} {attack}, "
-            f"and {percent(clean.clean)} without an attack. “{best.name}” against “{clean.name}”: "
-            f"{headline.comparison.words}."
-        )
-    else:
-        said.append("No cleanly trained model was measured at this radius.")
-    return said
 
 
-def _only(row: Measurement) -> str:
+def _without_robust_model(one: Measurement) -> str:
     return (
-        f"No adversarially trained model was measured. Under {row.threat} ({row.attack}, n{NBSP}={NBSP}{count(row.n)}) "
-        f"the model of stage “{row.name}” keeps {figure_words(row)} right."
+        f"No adversarially trained model was measured. Under {one.row.threat} ({one.row.attack}, "
+        f"{sample_size(one.row.n)}) the model of stage “{one.stage}” classifies {figure_text(one)} correctly."
     )
 
 
-def _weight(row: Measurement, figures: Sequence[Measurement]) -> tuple[int, int, int, int]:
-    alike = [other for other in figures if other.under == row.under]
-    has_clean = _clean_beside(row, figures) is not None
-    return -attack_order(row.attack), int(has_clean), len({other.name for other in alike}), row.n or 0
+def _clean_beside(best: Measurement, rows: Sequence[Measurement]) -> Measurement | None:
+    """A cleanly trained model's measurement of the same threat, by the same attack or the strongest one available."""
+    alike = [one for one in rows if one.trained_under_attack is False and one.setting[:-1] == best.setting[:-1]]
+    return min(alike, key=lambda one: (one.row.attack != best.row.attack, attack_order(one.row.attack)), default=None)
 
 
-def _strongest(figures: Sequence[Measurement]) -> Measurement | None:
-    return min(figures, key=lambda row: attack_order(row.attack), default=None)
+def _weight(one: Measurement, rows: Sequence[Measurement]) -> tuple[int, int, int, int]:
+    alike = {other.stage for other in rows if other.setting == one.setting}
+    return -attack_order(one.row.attack), int(_clean_beside(one, rows) is not None), len(alike), one.row.n

@@ -1,26 +1,33 @@
-"""The page: one HTML file that needs nothing beside it, written whole or not at all."""
+"""Writes the page: one HTML file that needs no other file, rendered from Jinja2 templates with automatic escaping."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
 
 from components.errors import UserError
-from components.report.charts import CLEAN_STYLE, Styles
+from components.report.charts import CLEAN_STYLE
 from components.report.data import ReportStage
 from components.report.experiment import Experiment
-from components.report.figures import count, interval, percent
-from components.report.headline import Headline, sentences
-from components.report.markup import Markup, element, join, trusted
-from components.report.measurement import Measurement
-from components.report.provenance import conditions_section, recipe_section, run_line, stages_section
-from components.report.sections import Material, Section, gather, sections
+from components.report.headline import headline_sentences
+from components.report.sections import ReportData, all_sections
+from components.report.svg import interval_bar, key_mark
 from components.store.digests import write_atomically
+from components.wording import count, interval, listed, percent, points, sample_size
 
-# Even if something hostile came through, the browser would fetch and run nothing.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_FOLDER = Path(__file__).parent
+
+_CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if chr(code) not in "\t\n"}
+_CONTROLS |= dict.fromkeys((*range(0xD800, 0xE000), 0xFFFE, 0xFFFF), "\N{REPLACEMENT CHARACTER}")
+"""Characters that neither HTML nor XML allows; they can only come from data."""
 
 
 def build_report(
@@ -31,127 +38,109 @@ def build_report(
     written: datetime | None = None,
     experiment: Experiment | None = None,
 ) -> Path:
-    """Write the report of a run.
+    """Writes the report of a run.
 
     Args:
         recipe: the recipe as plain data; `name` and `summary` are shown, the rest can be unfolded.
-        stages: the run's stages in order, finished or not; what one lacks is left out of the page.
-        out: the HTML file; folders are made, and a file that is there is replaced in one step.
-        written: the date on the page; now when not given.
+        stages: the run's stages in order, finished or not; the page leaves out what one lacks.
+        out: the HTML file; folders are made, and an existing file is replaced in one step.
+        written: the date on the page; default: now.
         experiment: a question and its answer, which then is the page's first section.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: the file cannot be written there.
+        UserError: the file cannot be written.
     """
-    moment = written or datetime.now().astimezone()
-    return _write(out, render(recipe, stages, moment, experiment))
-
-
-def render(
-    recipe: Mapping[str, Any], stages: Sequence[ReportStage], written: datetime, experiment: Experiment | None = None
-) -> str:
-    """The page as text. It is well-formed XML after its first line."""
-    material = gather(stages)
-    parts = [
-        *sections(material, experiment),
-        stages_section(stages),
-        conditions_section(stages),
-        recipe_section(recipe),
-    ]
-    present = [part for part in parts if part is not None]
-    name = str(recipe.get("name") or "run")
-    body = element(
-        "body",
-        _header(recipe, name, material, written),
-        element("main", _contents(present), [_section(part) for part in present]),
-        element("footer", "Written by robustrain. Every sentence and figure is computed from the stages' own results."),
-    )
-    return "<!DOCTYPE html>\n" + element("html", head(f"{name} · robustrain report"), body, lang="en") + "\n"
-
-
-def head(title: str) -> Markup:
-    """The head of a page of ours: style sheet, and a policy under which a browser fetches and runs nothing."""
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name_="color-scheme", content="light dark"),
-        element("title", title),
-        element("style", trusted(style)),
-    )
-
-
-def _header(recipe: Mapping[str, Any], name: str, material: Material, written: datetime) -> Markup:
-    described = recipe.get("summary") or recipe.get("description")
-    first, *others = sentences(material.headline)
-    return element(
-        "header",
-        element("p", "Robustrain report", class_="eyebrow"),
-        element("h1", name),
-        element("p", str(described), class_="about") if described else None,
-        element("p", run_line(material.stages, written), class_="run"),
-        _warning(material.stages),
-        element("p", first, class_="headline"),
-        [element("p", other, class_="headline second") for other in others],
-        _tiles(material.headline, material.styles),
-    )
-
-
-def _warning(stages: Sequence[ReportStage]) -> Markup | None:
-    failed = [stage.name for stage in stages if stage.failed]
-    if not failed:
-        return None
-    return element(
-        "p", f"Not complete: {', '.join(failed)} failed. What depends on it is missing here.", class_="warning"
-    )
-
-
-def _tiles(headline: Headline, styles: Styles) -> Markup | None:
-    best, clean = headline.robust, headline.clean
-    if best is None:
-        return None
-    tiles = [_robust_tile("Trained under attack", best, styles)]
-    if clean is not None:
-        tiles.append(_robust_tile("Trained clean", clean, styles))
-    beside = f"trained clean: {percent(clean.clean)}" if clean else ""
-    tiles.append(
-        _tile("What it costs", percent(best.clean), ["clean accuracy, trained under attack", beside], CLEAN_STYLE)
-    )
-    return element("div", tiles, class_="tiles")
-
-
-def _robust_tile(title: str, row: Measurement, styles: Styles) -> Markup:
-    bounds = f"robust accuracy, 95 % interval {interval(row.low, row.high)}"
-    return _tile(
-        title, percent(row.robust), [bounds, f"{row.threat}, {row.attack}, n = {count(row.n)}"], styles.get(row.name, 0)
-    )
-
-
-def _tile(title: str, figure: str, small: Sequence[str], style: int) -> Markup:
-    lines = [element("span", line) for line in small if line]
-    told = [element("p", title), element("p", figure, class_="big"), element("p", lines, class_="small")]
-    return element("div", told, class_=f"tile s{style % 8}")
-
-
-def _contents(parts: Sequence[Section]) -> Markup:
-    return element("nav", [element("a", part.title, href=f"#{part.key}") for part in parts], aria_label="Contents")
-
-
-def _section(part: Section) -> Markup:
-    return element("section", element("h2", part.title), join(part.body), id=part.key)
-
-
-def _write(out: Path, text: str) -> Path:
+    text = render(recipe, stages, written or datetime.now().astimezone(), experiment)
     try:
         return write_atomically(out, text)
     except OSError as error:
         raise UserError(
             f"the report cannot be written ({error.strerror or error})",
             where=str(out),
-            remedy="Choose a folder that can be written to and has room",
+            remedy="choose a folder that can be written to and has free space",
         ) from error
+
+
+def render(
+    recipe: Mapping[str, Any], stages: Sequence[ReportStage], written: datetime, experiment: Experiment | None = None
+) -> str:
+    """Returns the page as text. It is well-formed XML after its first line."""
+    data = ReportData.of(stages)
+    return render_template(
+        "page.html.j2",
+        name=str(recipe.get("name") or "run"),
+        description=recipe.get("summary") or recipe.get("description"),
+        run_line=_run_line(stages, written),
+        failed=[stage.name for stage in stages if stage.failed],
+        headline=data.headline,
+        sentences=headline_sentences(data.headline),
+        sections=list(all_sections(data, recipe, experiment)),
+        styles=data.styles,
+        clean_style=CLEAN_STYLE,
+    )
+
+
+def render_template(template: str, **context: Any) -> str:
+    """Returns a template of this package as text. Every value is escaped unless it is `Markup` already.
+
+    Args:
+        template: file name.
+        context: the template's variables; a missing one is an error.
+    """
+    # Our own file, so it is trusted; escaping would break its quotes.
+    style = Markup((_FOLDER / "page.css").read_text(encoding="utf-8"))
+    text = _environment().get_template(template).render(style=style, **context)
+    return text.translate(_CONTROLS)
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals.update(key_mark=key_mark, interval_bar=interval_bar)
+    environment.filters.update(
+        percent=percent,
+        points=points,
+        count=count,
+        listed=listed,
+        sample_size=sample_size,
+        interval=lambda bounds: interval(*bounds),
+        pretty_json=lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str),
+        scalars=_scalars,
+    )
+    return environment
+
+
+def _run_line(stages: Sequence[ReportStage], written: datetime) -> str:
+    """The date, the number of stages, and how many of them ran or were reused."""
+    states: dict[str, int] = {}
+    for stage in stages:
+        states[stage.state or "unknown"] = states.get(stage.state or "unknown", 0) + 1
+    counted = ", ".join(f"{number} {state}" for state, number in states.items())
+    return f"{written:%d %B %Y, %H:%M} · {len(stages)} stages" + (f" ({counted})" if counted else "")
+
+
+def _scalars(result: Mapping[str, Any]) -> str:
+    """The first scalars of a stage's result in one line; nested values stay in the artifacts."""
+    words = [f"{key.replace('_', ' ')} {_scalar(value)}" for key, value in result.items() if _is_scalar(value)]
+    return "; ".join(words[:6])
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _scalar(value: str | float) -> str:
+    if isinstance(value, str | bool):
+        return str(value)[:200]
+    return count(value) if value == int(value) else f"{value:.4g}"

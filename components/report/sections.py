@@ -1,41 +1,57 @@
-"""The sections of the page, each from what the stages left; a section without data says nothing and is left out."""
+"""What each section of the page shows, worked out from the stages. A section without data is left out of the page.
+
+The wording of fixed text is in `page.html.j2`; sentences that depend on the data are written here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import base64
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from components.report.charts import Styles, radius_charts, sweep_charts, tradeoff_charts
-from components.report.compare import compare
-from components.report.curves import curve_cards
-from components.report.data import ReportStage
-from components.report.experiment import Experiment, experiment_body
-from components.report.figures import NBSP, count, half_width, listed
-from components.report.gallery import galleries
+from components.report import charts
+from components.report.charts import Styles
+from components.report.compare import Comparison, compare
+from components.report.data import Measurement, ReportStage, grouped, measurements, worst_cases
+from components.report.experiment import Experiment, experiment_limits, summary
 from components.report.headline import Headline, find_headline
-from components.report.larger_radius import gains
-from components.report.lineage import differences
-from components.report.markup import Content, Markup, element, join
-from components.report.measurement import Measurement, grouped, measurements, unions
-from components.report.paper_section import paper_body
-from components.report.spectra import spectra_body
-from components.report.stems import stem_charts, stem_pairs
-from components.report.tables import comparison_table, main_table, union_table
-from components.report.troubles import troubles
+from components.report.model_pairs import config_differences, radius_gains, stem_pairs
+from components.report.paper import against_paper, published_results
+from components.report.spectra import WHITE_NOISE_SHARE, spectrum_charts, spectrum_rows
+from components.stage_records import GalleryEntry
+from components.statistics import Z95
+from components.threats import ATTACKS, STANDARD
+from components.wording import NBSP, count, listed, sample_size
+
+MOST_SAMPLES = 24
+"""Samples that one stage's gallery shows."""
+
+MOST_BYTES = 1_000_000
+"""Size in bytes up to which a picture is embedded in the page."""
+
+SMALL_SIDE = 64
+"""Pictures up to this width in px are shown with square pixels, larger ones smoothly."""
+
+_WIDTH = slice(16, 20)  # of a PNG file: the width in its header, big-endian
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PACKAGES = ("robustrain", "kfp", "mlflow", "torch", "timm", "ray", "pyautoattack")
 
 
 @dataclass(frozen=True)
-class Section:
-    """A part of the page: its anchor, its heading and what stands under it."""
+class ReportData:
+    """What all sections read.
 
-    key: str
-    title: str
-    body: Markup
-
-
-@dataclass(frozen=True)
-class Material:
-    """What all sections draw from, worked out once."""
+    Attributes:
+        stages: of the run, in order.
+        rows: every measurement; `native` without those of sweeps.
+        styles: training stage -> number of its style.
+        headline: the key figures.
+    """
 
     stages: Sequence[ReportStage]
     rows: Sequence[Measurement]
@@ -43,213 +59,230 @@ class Material:
     styles: Styles
     headline: Headline
 
-
-def gather(stages: Sequence[ReportStage]) -> Material:
-    """Measurements, the models' styles and the headline, from the stages in the pipeline's order."""
-    rows = measurements(stages)
-    native = measurements(stages, sweep=False)
-    trained = [stage.name for stage in stages if stage.history or any(row.name == stage.name for row in rows)]
-    styles = {name: i for i, name in enumerate(dict.fromkeys([*trained, *(row.name for row in rows)]))}
-    return Material(stages, rows, native, styles, find_headline(native or rows))
-
-
-def sections(material: Material, experiment: Experiment | None = None) -> list[Section]:
-    """All sections with something to say, in reading order."""
-    made = [
-        _experiment(material, experiment),
-        _results(material),
-        _worst_case(material),
-        _stems(material),
-        _spectra(material),
-        _radius(material),
-        _sweep(material),
-        _tradeoff(material),
-        _curves(material),
-        _gallery(material),
-        _paper(material),
-    ]
-    return [section for section in made if section is not None]
+    @classmethod
+    def of(cls, stages: Sequence[ReportStage]) -> ReportData:
+        """Works out the measurements, the models' styles and the headline."""
+        rows, native = measurements(stages), measurements(stages, sweep=False)
+        measured = [one.stage for one in rows]
+        trained = [stage.name for stage in stages if stage.history or stage.name in measured]
+        styles = {name: i for i, name in enumerate(dict.fromkeys([*trained, *measured]))}
+        return cls(stages, rows, native, styles, find_headline(native or rows))
 
 
-def _experiment(material: Material, experiment: Experiment | None) -> Section | None:
-    if experiment is None:
-        return None
-    return Section("experiment", "The experiment", experiment_body(experiment, material.styles))
+@dataclass(frozen=True)
+class Section:
+    """A section of the page.
+
+    Attributes:
+        key: its anchor, and the name of its macro in the template.
+        title: its heading.
+        content: what the macro shows, by name.
+    """
+
+    key: str
+    title: str
+    content: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _spectra(material: Material) -> Section | None:
-    body = spectra_body(material.stages, material.styles)
-    return Section("spectra", "Spectra", body) if body is not None else None
+def all_sections(data: ReportData, recipe: Mapping[str, Any], experiment: Experiment | None) -> Iterator[Section]:
+    """The sections that have something to show, in reading order."""
+    if experiment is not None:
+        yield _experiment(data, experiment)
+    yield from _figures(data)
+    yield Section("paper", "Comparison with the paper", _paper(data))
+    if data.stages:
+        yield Section("stages", "Stages", {"stages": data.stages})
+    yield Section("conditions", "Conditions and versions", {"blocks": _conditions(data.stages)})
+    if recipe:
+        yield Section("recipe", "Recipe", {"recipe": recipe})
 
 
-def _results(material: Material) -> Section | None:
-    if not material.rows:
-        return None
-    note = _paragraph(
-        "Each figure is the share of images still classified correctly after the named attack; ", _scale()
-    )
-    limits = element("div", element("h3", "What these figures can and cannot show"), _limits(material), class_="limits")
-    return Section(
-        "results",
-        "Robust accuracy, with its conditions",
-        join(note, main_table(material.rows, material.styles), limits),
-    )
+def _figures(data: ReportData) -> Iterator[Section]:
+    """The sections with the run's own results."""
+    if data.rows:
+        groups = grouped(data.rows, lambda one: (one.stage, one.row.dataset)).values()
+        content = {"groups": list(groups), "rivals": _rivals(data), "limits": _limits(data.rows)}
+        yield Section("results", "Robust accuracy with its conditions", content)
+    if worst := worst_cases(data.stages):
+        yield Section("worst", "Worst case over the norms", {"rows": worst})
+    if pairs := stem_pairs(data.native):
+        yield Section("stems", "ConvStem against PatchStem", {"pairs": _stems(data, pairs)})
+    if spectra := spectrum_rows(data.stages):
+        figures = spectrum_charts(data.stages, data.styles)
+        yield Section("spectra", "Spectra", {"charts": figures, "rows": spectra, "white": WHITE_NOISE_SHARE})
+    if data.native:
+        gains = radius_gains(data.stages, data.native)
+        content = {"charts": charts.radius_charts(data.native, data.styles), "gains": gains}
+        yield Section("radius", "Robust accuracy against the radius", content)
+    if sweeps := charts.sweep_charts(measurements(data.stages, sweep=True), data.styles):
+        yield Section("sweep", "Test resolution", {"charts": sweeps})
+    if tradeoffs := charts.tradeoff_charts(data.native, data.styles):
+        yield Section("tradeoff", "Clean against robust accuracy", {"charts": tradeoffs})
+    if curves := charts.curve_charts(data.stages, data.styles):
+        yield Section("curves", "Training curves", {"charts": curves, "warnings": training_warnings(data.stages)})
+    if galleries := [stage for stage in data.stages if stage.gallery]:
+        yield Section("gallery", "Gallery", {"galleries": [_gallery(stage) for stage in galleries]})
 
 
-def _scale() -> Markup:
-    return join("the bar shows it with its 95", NBSP, "% interval on a scale from 0 to 100", NBSP, "%.")
+def _experiment(data: ReportData, found: Experiment) -> Section:
+    drawn = [charts.frontier_chart(f"frontier-{i}", one, data.styles) for i, one in enumerate(found.frontiers)]
+    content = {"found": found, "summary": summary(found), "charts": drawn, "limits": experiment_limits(found)}
+    return Section("experiment", "The experiment", content)
 
 
-def _limits(material: Material) -> Markup:
-    said: list[Content] = [
-        *_versus_best(material),
-        *_sample_size(material),
-        *_short_attacks(material),
-        *_zeros(material),
-        *_notes(material),
-    ]
-    return _items(said)
-
-
-def _items(said: Sequence[Content]) -> Markup:
-    return element("ul", [element("li", item) for item in said])
-
-
-def _versus_best(material: Material) -> list[Content]:
-    best = material.headline.robust
+def _rivals(data: ReportData) -> list[Comparison]:
+    """The headline's model against every other one that was measured under the same conditions."""
+    best = data.headline.robust
     if best is None:
         return []
-    others = [
-        row for row in material.native if row.under == best.under and row.name != best.name and row.robust is not None
-    ]
-    return [
-        [
-            f"Under {best.threat}: “{best.name}” against “{other.name}”: ",
-            element("b", compare(best, other).words),
-            ".",
-        ]
-        for other in others
-    ]
+    others = [one for one in data.native if one.setting == best.setting and one.stage != best.stage]
+    return [compare(best, other) for other in others]
 
 
-def _sample_size(material: Material) -> list[Content]:
-    sizes = sorted({row.n for row in material.rows if row.n})
-    if not sizes:
-        return []
-    widths = [f"{100 * half_width(n):.0f} points at n{NBSP}={NBSP}{count(n)}" for n in sizes]
-    return [
+def _limits(rows: Sequence[Measurement]) -> list[str]:
+    """What the figures can and cannot show: sample sizes, shorter attacks, zeros, and the evaluations' own notes."""
+    widths = [f"{100 * half_width(n):.0f} points at {sample_size(n)}" for n in sorted({one.row.n for one in rows})]
+    sentences = [
         f"The interval of a figure near 50{NBSP}% reaches about {listed(widths)} to either side. Two models on the "
-        "same images are compared image by image, and may differ clearly though their intervals overlap. A difference "
-        f"is called shown when the 95{NBSP}% interval of the paired difference (Newcombe 1998) leaves out 0 and the "
-        f"exact test of the images on which they disagree (McNemar) says so too, at 5{NBSP}%. No difference shown is "
-        "no proof of equality."
+        "same images are compared image by image, and may differ clearly although their intervals overlap. A "
+        f"difference is called shown if the 95{NBSP}% interval of the paired difference (Newcombe 1998) does not "
+        "contain 0 and the exact test of the images on which they disagree (McNemar) is significant at "
+        f"5{NBSP}%. No difference shown is no proof of equality."
     ]
+    short = sorted({attack.title for attack in ATTACKS.values() if STANDARD.includes(attack) and attack != STANDARD})
+    if used := [title for title in short if any(one.row.attack == title for one in rows)]:
+        sentences.append(
+            f"{listed(used)}: a part of {STANDARD.title}. The full attack can only lower these figures (hollow marks "
+            "below)."
+        )
+    sentences += [
+        f"{one.stage}, {one.row.threat}: none of {count(one.row.n)} images withstood the attack; the share may still "
+        f"be up to {100 * one.high:.1f}{NBSP}%."
+        for one in rows
+        if one.row.robust_accuracy == 0
+    ]
+    return sentences + _notes(rows)
 
 
-def _short_attacks(material: Material) -> list[Content]:
-    short = sorted({row.attack for row in material.rows if row.attack.startswith("APGD")})
-    if not short:
-        return []
+def half_width(n: int, share: float = 0.5) -> float:
+    """Half the width of a 95 % interval of a share measured on n images (normal approximation)."""
+    return Z95 * (share * (1 - share) / n) ** 0.5
+
+
+def _notes(rows: Sequence[Measurement]) -> list[str]:
+    """The evaluations' own reservations, each once, with the figures it belongs to."""
+    pairs = [(note, f"{one.stage}, {one.row.threat}") for one in rows for note in one.row.details.notes]
+    groups = grouped(pairs, lambda pair: pair[0]).items()
+    return [f"{note} ({_first_four(list(dict.fromkeys(where for _, where in some)))})." for note, some in groups]
+
+
+def _first_four(names: list[str]) -> str:
+    return "; ".join(names[:4]) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _stems(data: ReportData, pairs: Sequence[Sequence[Comparison]]) -> list[dict[str, Any]]:
     return [
-        f"{listed(short)}: a part of AutoAttack. The full attack can only lower these figures (hollow marks below)."
+        {
+            "chart": chart,
+            "comparisons": some,
+            "differences": config_differences(some[0].first.stage, some[0].second.stage, data.stages),
+        }
+        for chart, some in zip(charts.stem_charts(pairs, data.styles), pairs, strict=True)
     ]
 
 
-def _zeros(material: Material) -> list[Content]:
-    zeros = [row for row in material.rows if row.robust == 0 and row.high]
+def _paper(data: ReportData) -> dict[str, Any]:
+    models = listed(sorted({one.row.model_title for one in data.rows})) or "nothing"
+    return {"found": against_paper(data.rows), "models": models, "published": published_results()}
+
+
+_ACTIONS = {
+    "warn": "The recipe says to warn, so training continued.",
+    "back": "Training was rolled back to its last good validation, with {lr_scale:g} of the learning rate.",
+}
+
+
+def training_warnings(stages: Sequence[ReportStage]) -> list[tuple[str, str]]:
+    """(stage, sentence) for each failure signature that a training recorded, in the stages' order."""
     return [
-        f"{row.name}, {row.threat}: none of {count(row.n)} images withstood the attack; the share may still be up to "
-        f"{100 * (row.high or 0):.1f}{NBSP}%."
-        for row in zeros
+        (stage.name, _warning(event))
+        for stage in stages
+        for event in (stage.result.get("health") or {}).get("events", [])
     ]
 
 
-def _notes(material: Material) -> list[Content]:
-    """The evaluation's own reservations, each said once with the figures it belongs to."""
-    pairs = [(note, f"{row.name}, {row.threat}") for row in material.rows for note in row.notes]
-    told = grouped(pairs, lambda pair: pair[0])
-    return [f"{note} ({_few(list(dict.fromkeys(where for _, where in some)))})." for note, some in told.items()]
+def _warning(event: Mapping[str, Any]) -> str:
+    action = _ACTIONS.get(event["action"], "").format(lr_scale=event["lr_scale"])
+    return f"epoch {event['epoch']}: {event['sentence']}. {action}".rstrip()
 
 
-def _few(places: list[str]) -> str:
-    return "; ".join(places[:4]) + (f"; and {len(places) - 4} more" if len(places) > 4 else "")
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the gallery. `source` is a data URL, empty if the file is missing or no PNG file."""
+
+    title: str
+    alternative: str
+    source: str
+    small: bool = False
 
 
-def _worst_case(material: Material) -> Section | None:
-    rows = unions(material.stages)
-    if not rows:
+def _gallery(stage: ReportStage) -> dict[str, Any]:
+    shown = stage.gallery[:MOST_SAMPLES]
+    samples = [{"entry": entry, "pictures": _pictures(entry)} for entry in shown]
+    return {"stage": stage, "samples": samples, "more": len(stage.gallery) - len(shown)}
+
+
+def _pictures(entry: GalleryEntry) -> list[Picture]:
+    titles = {"clean": "clean", "adversarial": "adversarial", "difference": f"difference ×{entry.amplification:.3g}"}
+    return [_picture(getattr(entry, key), f"{key} image of {entry.label}", title) for key, title in titles.items()]
+
+
+def _picture(path: str, alternative: str, title: str) -> Picture:
+    content = _png(path)
+    if content is None:
+        return Picture(title, alternative, "")
+    small = int.from_bytes(content[_WIDTH], "big") <= SMALL_SIDE
+    return Picture(title, alternative, f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}", small)
+
+
+def _png(path: str) -> bytes | None:
+    """The file; None if it is missing, not a PNG file, or too large to be embedded in a page."""
+    try:
+        if not path or Path(path).stat().st_size > MOST_BYTES:
+            return None
+        content = Path(path).read_bytes()
+    except (OSError, ValueError):
         return None
-    note = _paragraph(
-        "An image counts as right only when it withstands every threat of the list, image by image: for each norm the "
-        "first radius that the evaluation names. Only lists of the same threats can be compared."
-    )
-    return Section("worst", "Worst case over the norms", join(note, union_table(rows, material.styles)))
+    return content if content.startswith(_SIGNATURE) else None
 
 
-def _stems(material: Material) -> Section | None:
-    pairs = stem_pairs(material.native)
-    if not pairs:
-        return None
-    blocks = []
-    for chart, some in zip(stem_charts(pairs, material.styles), pairs, strict=True):
-        verdicts = comparison_table(some, "ConvStem", "PatchStem")
-        blocks.append(element("div", element("div", chart, class_="charts"), verdicts, class_="beside"))
-        apart = differences(some[0].first.name, some[0].second.name, material.stages)
-        blocks.append(element("div", _items(apart), class_="limits"))
-    note = _paragraph(
-        "The same network and data set, with one stem or the other, compared image by image. What else is equal "
-        "between the two trainings and what is not stands below."
-    )
-    return Section("stems", "ConvStem against PatchStem", join(note, blocks))
+def _conditions(stages: Sequence[ReportStage]) -> list[tuple[str, dict[str, str]]]:
+    """(title, facts): what is equal in every evaluation, what is not, and the process that wrote the page."""
+    measured = {stage.name: stage.conditions.model_dump(mode="json") for stage in stages if stage.conditions}
+    first, *others = list(measured.values()) or [{}]
+    shared = {key: value for key, value in first.items() if others and all(one[key] == value for one in others)}
+    blocks = [("The same in every evaluation", shared)] if shared else []
+    for name, facts in measured.items():
+        if own := {key: value for key, value in facts.items() if key not in shared}:
+            blocks.append((f"Measured by {name}", own))
+    blocks.append(("This page was written with", _versions()))
+    return [(title, {key: _fact(value) for key, value in facts.items()}) for title, facts in blocks]
 
 
-def _radius(material: Material) -> Section | None:
-    note = "Each line begins at the clean accuracy (radius 0). Filled marks: AutoAttack. Hollow: a shorter attack."
-    title = "Robust accuracy against the radius"
-    found = _charts("radius", title, radius_charts(material.native, material.styles), note)
-    said = gains(material.stages, material.native)
-    if found is None or not said:
-        return found
-    told = element("div", element("h3", "What the larger radius gained"), _items(said), class_="limits")
-    return Section(found.key, found.title, join(found.body, told))
+def _fact(value: object) -> str:
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return ", ".join(str(item) for item in value)
+    return json.dumps(value, indent=2) if isinstance(value, Mapping | list) else str(value)
 
 
-def _sweep(material: Material) -> Section | None:
-    rows = measurements(material.stages, sweep=True)
-    note = "The same weights at other test resolutions; the radius stays as it is."
-    return _charts("sweep", "Test resolution", sweep_charts(rows, material.styles), note)
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
 
-
-def _tradeoff(material: Material) -> Section | None:
-    note = "What robustness costs in clean accuracy: up and to the right is better."
-    return _charts("tradeoff", "Clean against robust", tradeoff_charts(material.native, material.styles), note)
-
-
-def _curves(material: Material) -> Section | None:
-    note = "The probe is a quick measurement on held-out training images while training; it is no result."
-    found = _charts("curves", "Training curves", curve_cards(material.stages, material.styles), note)
-    noticed = troubles(material.stages)
-    if found is None or not noticed:
-        return found
-    told = element("div", element("h3", "What training noticed"), _items(noticed), class_="limits")
-    return Section(found.key, found.title, join(told, found.body))
-
-
-def _charts(key: str, title: str, charts: Sequence[Markup], note: str) -> Section | None:
-    if not charts:
-        return None
-    return Section(key, title, join(_paragraph(note), element("div", charts, class_="charts")))
-
-
-def _gallery(material: Material) -> Section | None:
-    shown = galleries(material.stages)
-    note = _paragraph("Clean image, adversarial image, and their difference made visible.")
-    return Section("gallery", "Gallery", join(note, shown)) if shown else None
-
-
-def _paper(material: Material) -> Section:
-    return Section("paper", "Against the paper", paper_body(material.rows, material.stages))
-
-
-def _paragraph(*content: Content) -> Markup:
-    return element("p", content, class_="note")
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    return {**found, "machine": machine}
