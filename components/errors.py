@@ -42,6 +42,10 @@ class UserError(ValueError):
         return UserError(self.what, where=inside, value=self.value, remedy=self.remedy)
 
 
+class Terminated(BaseException):
+    """The process was told to end (SIGTERM); not an `Exception`, so that no `except Exception` swallows it."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A ", did you mean ...?" tail naming the known word nearest to `name`, or an empty string."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from components.cores import available_cores
+from components.process import available_cores
 from pipeline.handover import hand_failure, hand_over
 from pipeline.recipe import Recipe, Stage
 

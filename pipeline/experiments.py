@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
+from components.files import write_atomically
 from components.report.page import render_template
-from components.store.digests import write_atomically
-from components.store.places import Places
+from components.store.settings import StorageSettings
 from pipeline.recipe import Recipe, load, names
 
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ def load_all(recipes: Sequence[str]) -> list[Recipe]:
     return [load(name) for name in recipes or small()]
 
 
-def run_all(recipes: Sequence[Recipe], places: Places, run: Runner) -> tuple[Path, list[Entry]]:
+def run_all(recipes: Sequence[Recipe], storage: StorageSettings, run: Runner) -> tuple[Path, list[Entry]]:
     """Runs the recipes and writes the page. The page names a recipe that fails; the others still run.
 
     Args:
         recipes: in this order.
-        places: the home, which gets the page.
+        storage: the home, which gets the page.
         run: runs a recipe, such as `pipeline.local.run_here`.
 
     Returns:
@@ -76,11 +76,11 @@ def run_all(recipes: Sequence[Recipe], places: Places, run: Runner) -> tuple[Pat
     Raises:
         KeyboardInterrupt: raised by `run`; no page is written then.
     """
-    entries = [_one(recipe, places, run) for recipe in recipes]
-    return write_atomically(places.home / PAGE, render(entries, places.home)), entries
+    entries = [_one(recipe, storage, run) for recipe in recipes]
+    return write_atomically(storage.home / PAGE, render(entries, storage.home)), entries
 
 
-def _one(recipe: Recipe, places: Places, run: Runner) -> Entry:
+def _one(recipe: Recipe, storage: StorageSettings, run: Runner) -> Entry:
     start = time.monotonic()
     try:
         outcome = run(recipe)
@@ -90,7 +90,7 @@ def _one(recipe: Recipe, places: Places, run: Runner) -> Entry:
     report = Path(outcome.report) if outcome.report else None
     if not outcome.ok or report is None:
         return Entry(recipe.name, recipe.head.summary, seconds, problem=_problem(outcome))
-    copy = places.home / FOLDER / f"{recipe.name}.html"
+    copy = storage.home / FOLDER / f"{recipe.name}.html"
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(report, copy)
     return Entry(recipe.name, recipe.head.summary, seconds, copy, _answer(report))

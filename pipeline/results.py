@@ -8,7 +8,7 @@ from typing import Any
 
 from components.errors import UserError
 from components.result_rows import RESULTS, ResultRow, WorstCaseRow, read_results, strongest
-from components.store.places import Places
+from components.store.settings import StorageSettings
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class Results:
         return [row.plain() for row in self.rows]
 
 
-def read(places: Places, run: str = "") -> Results:
+def read(storage: StorageSettings, run: str = "") -> Results:
     """Reads the results of a pipeline run.
 
     Args:
-        places: the home, where the runs are recorded.
+        storage: the home, where the runs are recorded.
         run: the pipeline run's MLflow id or its beginning; empty: the newest run.
 
     Raises:
@@ -71,11 +71,13 @@ def read(places: Places, run: str = "") -> Results:
     """
     from components.store.tracking import Tracking
 
-    if places.is_fresh:
-        raise UserError("no run is known here", where=str(places.home), remedy="start one: `robustrain run quickstart`")
-    tracking = Tracking(places)
+    if storage.is_fresh:
+        raise UserError(
+            "no run is known here", where=str(storage.home), remedy="start one: `robustrain run quickstart`"
+        )
+    tracking = Tracking(storage)
     runs = tracking.last_pipeline_runs(200)
-    chosen = _choose(runs, run, places)
+    chosen = _choose(runs, run, storage)
     recipe = tracking.recipe_of(chosen["run_id"])
     rows: list[ResultRow] = []
     worst: list[WorstCaseRow] = []
@@ -107,12 +109,12 @@ def _model_of(evaluation: str, recipe: Mapping[str, Any]) -> str:
     return model if isinstance(model, str) else ""
 
 
-def _choose(runs: list[dict[str, Any]], run: str, places: Places) -> dict[str, Any]:
+def _choose(runs: list[dict[str, Any]], run: str, storage: StorageSettings) -> dict[str, Any]:
     fitting = [r for r in runs if r["run_id"].startswith(run)]
     if not fitting:
         raise UserError(
             "no pipeline run with this id" if run else "no pipeline run is known here",
-            where=str(places.home),
+            where=str(storage.home),
             remedy="start one: `robustrain run quickstart`",
         )
     return fitting[0]

@@ -19,14 +19,8 @@ from components.data.config import EncodeConfig
 from components.evaluate.config import EvaluateConfig, SweepConfig
 from components.promote.config import PromoteConfig
 from components.report.config import ReportConfig
-from components.store.bucket import list_prefix
-from components.train.config import (
-    AdversarialConfig,
-    ConvStemConfig,
-    PretrainConfig,
-    RadiusConfig,
-    TransferConfig,
-)
+from components.store.objects import list_prefix
+from components.train.config import AdversarialConfig, ConvStemConfig, PretrainConfig, RadiusConfig, TransferConfig
 
 STAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,35}")
 """A stage's name becomes part of a Kubernetes object's name (47 characters with the fingerprint's first ten)."""

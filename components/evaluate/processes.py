@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from components.errors import UserError
 from components.evaluate.workload import Workload
-from components.launch.parent import die_with_parent
+from components.process import exit_with_parent
 
 Report = Callable[[int, str, float], None]
 """Told the unit's number, the attack at work and the share of the unit that is done."""
@@ -158,7 +158,7 @@ def _serve(pipe: Connection, others: Sequence[Connection], parent: int) -> None:
     """A child's life: units until the pipe closes."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent(parent, signal.SIGKILL)
+    exit_with_parent(parent, signal.SIGKILL)
     for other in others:
         other.close()
     import torch

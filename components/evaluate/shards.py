@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components.cores import available_cores
 from components.errors import UserError
 from components.evaluate import unit_file
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.processes import Processes, Report
 from components.evaluate.workload import Workload, blocks
-from components.launch.ray_here import own_signals, start_ray
-from components.memory import keep_freed_memory
+from components.launch.ray_cluster import own_signals, start_ray
+from components.process import available_cores, keep_freed_memory
 
 RAY_VARIABLE = "RAY_ADDRESS"
 

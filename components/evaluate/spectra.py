@@ -17,8 +17,8 @@ from components.evaluate.bench import as_images, one_thread
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.images import ImageSet
 from components.evaluate.radial import Radial, radial_power
+from components.models.convstem import find_stem
 from components.models.resolution import set_resolution
-from components.models.stems import find_stem
 from components.models.weights import load_model
 
 FILTER_GRID = 64

@@ -20,7 +20,7 @@ from components.evaluate.workload import Workload
 from components.models.weights import read_card, read_card_document
 
 if TYPE_CHECKING:
-    from components.store.job import StageJob
+    from components.store.execute import StageJob
 
 RESULTS, VERDICTS, GALLERY = "results/results.json", "results/verdicts.json", "gallery"
 SPECTRA = "results/spectra.json"

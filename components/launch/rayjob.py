@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from components.errors import UserError
-from components.launch.rayjob_api import RayJobApi, connect
-from components.launch.rayjob_health import Health
+from components.launch.rayjob_cleanup import Reaper
+from components.launch.rayjob_client import RayJobApi, connect
 from components.launch.rayjob_logs import LogFollower
-from components.launch.rayjob_manifest import RUN_LABEL, job_name, label_value, render
-from components.launch.rayjob_outcome import CONTINUES, failure, outcome
-from components.launch.rayjob_reaper import Reaper
+from components.launch.rayjob_monitor import CONTINUES, Ended, Health, failure, follow, outcome
 from components.launch.rayjob_settings import RayJobSettings, Resources, Timing
-from components.launch.rayjob_watch import Ended, follow
+from components.launch.rayjob_spec import RUN_LABEL, job_name, label_value, render
 
 __all__ = [
     "RUN_LABEL",

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from components.errors import UserError
-from components.launch.rayjob_api import RayJobApi
+from components.launch.rayjob_client import RayJobApi
 
 
 class LogFollower(threading.Thread):

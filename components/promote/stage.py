@@ -11,11 +11,11 @@ from components.promote.card import model_card
 from components.promote.config import PromoteConfig
 from components.promote.gate import Decision, decide
 from components.promote.judged import Judged, judged_figure
-from components.store.places import Places
 from components.store.registry import CHALLENGER, Registry
+from components.store.settings import StorageSettings
 
 if TYPE_CHECKING:
-    from components.store.job import StageJob
+    from components.store.execute import StageJob
 
 MODEL, CARD, DECISION = "model", "model_card.md", "decision.json"
 
@@ -26,7 +26,7 @@ def run(job: StageJob, registry: Registry | None = None) -> dict[str, Any]:
     A model that is refused stays registered as `challenger`, and the stage succeeds: a refusal is an answer.
 
     Args:
-        registry: that of the environment's places when not given.
+        registry: that of the environment's storage when not given.
 
     Returns:
         promoted, version, reasons, and the judged figure.
@@ -35,7 +35,7 @@ def run(job: StageJob, registry: Registry | None = None) -> dict[str, Any]:
         UserError: the evaluation is of another model, or has no figure to judge.
     """
     config = PromoteConfig.model_validate(job.spec.config)
-    registry = registry or Registry(Places.from_environment())
+    registry = registry or Registry(StorageSettings.from_environment())
     model, evaluation = job.inputs["model"], job.inputs["evaluation"]
     document, verdicts = (_json(evaluation.path(f"results/{name}.json")) for name in ("results", "verdicts"))
     card = _json(model.path(MODEL) / "model.json")

@@ -1,7 +1,7 @@
 """`python -m components.report --spec spec.json`: runs one report stage."""
 
 from components.report.stage import run
-from components.store.job import main
+from components.store.execute import main
 
 if __name__ == "__main__":
     main(run)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from components.errors import UserError
+from components.files import write_atomically
 from components.report.charts import CLEAN_STYLE
 from components.report.data import ReportStage
 from components.report.experiment import Experiment
 from components.report.headline import headline_sentences
 from components.report.sections import ReportData, all_sections
 from components.report.svg import interval_bar, key_mark
-from components.store.digests import write_atomically
 from components.wording import count, interval, listed, percent, points, sample_size
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from components.files import write_json
 from components.report.config import ReportConfig
 from components.report.data import ReportStage
 from components.report.experiment import examine
 from components.report.page import build_report
 from components.result_rows import RESULTS, VERDICTS, read_results, read_verdicts
 from components.stage_records import GALLERY_INDEX, HISTORY, SPECTRA, GalleryEntry, history_entries, read_gallery
-from components.store.digests import write_json
-from components.store.job import StageJob
+from components.store.execute import StageJob
 from components.store.run import StageInput
 
 PAGE, EXPERIMENT = "report.html", "experiment.json"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from components.store.places import Places
+from components.store.settings import StorageSettings
 from components.store.tracking import Tracking
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
@@ -26,10 +26,10 @@ class Version:
 
 
 class Registry:
-    """Registered models in the tracking store of `places`."""
+    """Registered models in the tracking store of `storage`."""
 
-    def __init__(self, places: Places) -> None:
-        self._tracking = Tracking(places)
+    def __init__(self, storage: StorageSettings) -> None:
+        self._tracking = Tracking(storage)
         self._client = self._tracking.client
 
     def register(self, name: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:

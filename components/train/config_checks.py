@@ -9,7 +9,7 @@ from components.errors import UserError
 from components.radius import check_radius
 
 if TYPE_CHECKING:
-    from components.train.config_base import TrainConfig
+    from components.train.config import TrainConfig
 
 _OTHER_DATA = ("in12k", "in21k", "in22k", "jft", "laion", "yfcc", "ig1b", "lvd", "clip", "dino", "ssld")
 """Parts of timm tags that say the weights have seen more than ImageNet-1k; the models room has the whole rule."""

@@ -9,7 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from components.launch import rayjob
-from pipeline import cluster
+from pipeline import kubeflow as on_kubeflow
 from pipeline.cli import app
 from pipeline.recipe import load
 from tests.cluster_servers.kfp_api import Kubeflow, serve
@@ -91,7 +91,7 @@ def test_ctrl_c_says_that_the_run_goes_on_and_how_to_end_it(
     def interrupted(run_id: str, **_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cluster, "wait", interrupted)
+    monkeypatch.setattr(on_kubeflow, "wait", interrupted)
     done = robustrain("run", TINY, "--on", "kubeflow")
     assert done.exit_code == 130
     [run_id] = kubeflow.runs

@@ -19,7 +19,7 @@ from kubernetes import client
 from components.errors import UserError
 from components.launch import rayjob
 from components.launch.rayjob import RayJobSettings, Resources, Timing
-from components.launch.rayjob_api import connect
+from components.launch.rayjob_client import connect
 from tests.cluster_servers.kubernetes_api import Cluster, script, serve
 
 FINGERPRINT = "0123456789abcdef" * 4

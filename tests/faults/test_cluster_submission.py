@@ -11,8 +11,8 @@ import pytest
 
 from components.errors import UserError
 from components.launch import rayjob
-from pipeline import cluster
-from pipeline.cluster import ClusterSettings, RunFailedError
+from pipeline import kubeflow
+from pipeline.kubeflow import ClusterSettings, RunFailedError
 from tests.cluster_servers import crd
 from tests.cluster_servers.kfp_api import Kubeflow, serve
 from tests.cluster_servers.kubernetes_api import Cluster
@@ -58,14 +58,14 @@ def settings(host: str, **more: Any) -> ClusterSettings:
 
 def submit(kubeflow: Kubeflow, package: Path, **more: Any) -> str:
     with serve(kubeflow) as host:
-        return cluster.submit(package, **NAMES, parameters={"word": "x"}, settings=settings(host, **more))
+        return kubeflow.submit(package, **NAMES, parameters={"word": "x"}, settings=settings(host, **more))
 
 
-def follow(kubeflow: Kubeflow, **more: Any) -> tuple[cluster.RunOutcome, list[str]]:
+def follow(kubeflow: Kubeflow, **more: Any) -> tuple[kubeflow.RunOutcome, list[str]]:
     said: list[str] = []
     kubeflow.runs.setdefault("run-1", {"run_id": "run-1"})
     with serve(kubeflow) as host:
-        return cluster.wait("run-1", settings=settings(host, **more), show=said.append), said
+        return kubeflow.wait("run-1", settings=settings(host, **more), show=said.append), said
 
 
 def test_a_package_is_uploaded_and_started(package: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +121,7 @@ def test_an_address_that_does_not_answer_is_told_before_the_client_is_made(
         pass
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"slept {seconds} s"))
     with pytest.raises(UserError, match=r"does not answer.*ROBUSTRAIN_KFP_HOST"):
-        cluster.submit(package, **NAMES, parameters={}, settings=settings(host))
+        kubeflow.submit(package, **NAMES, parameters={}, settings=settings(host))
 
 
 def test_waiting_shows_the_tasks_and_ends_with_the_run() -> None:
@@ -156,7 +156,7 @@ def test_a_short_outage_is_borne_and_a_long_one_is_told() -> None:
 
 def test_a_run_that_does_not_exist_is_told() -> None:
     with serve(Kubeflow()) as host, pytest.raises(UserError, match="Run elsewhere not found"):
-        cluster.wait("elsewhere", settings=settings(host))
+        kubeflow.wait("elsewhere", settings=settings(host))
 
 
 def test_cancel_ends_the_run_and_deletes_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_cancel_ends_the_run_and_deletes_its_jobs(monkeypatch: pytest.MonkeyPatc
     kubernetes.put(name, body())
     with serve(kubeflow) as host, connected(kubernetes) as api:
         monkeypatch.setattr(rayjob, "connect", lambda: api)
-        gone = cluster.cancel("run-1", settings=replace(settings(host), job_namespace="team"))
+        gone = kubeflow.cancel("run-1", settings=replace(settings(host), job_namespace="team"))
     assert gone == [name]
     assert "POST /runs/run-1:terminate" in kubeflow.asked
 
@@ -177,7 +177,7 @@ def test_a_run_whose_jobs_cannot_be_deleted_is_told_to_be_ended_all_the_same(mon
     monkeypatch.setattr(rayjob, "connect", fails)
     kubeflow = Kubeflow(runs={"run-1": {"run_id": "run-1"}})
     with serve(kubeflow) as host, pytest.raises(UserError) as caught:
-        cluster.cancel("run-1", settings=replace(settings(host), job_namespace="team"))
+        kubeflow.cancel("run-1", settings=replace(settings(host), job_namespace="team"))
     said = str(caught.value)
     assert "the run was told to end, but its RayJobs could not be deleted: no cluster is configured" in said
     assert "kubectl -n team delete rayjobs -l robustrain/kfp-run-id=run-1" in said
@@ -187,7 +187,7 @@ def test_a_run_whose_jobs_cannot_be_deleted_is_told_to_be_ended_all_the_same(mon
 def test_a_schedule_is_one_run_at_a_time_without_catching_up(package: Path) -> None:
     kubeflow = Kubeflow()
     with serve(kubeflow) as host:
-        made = cluster.schedule(package, **NAMES, cron="0 0 2 * * 1", parameters={}, settings=settings(host))
+        made = kubeflow.schedule(package, **NAMES, cron="0 0 2 * * 1", parameters={}, settings=settings(host))
     assert made == "schedule-1"
     assert kubeflow.faults == []
     assert kubeflow.schedules[0]["trigger"] == {"cron_schedule": {"cron": "0 0 2 * * 1"}}
@@ -196,7 +196,7 @@ def test_a_schedule_is_one_run_at_a_time_without_catching_up(package: Path) -> N
 
 def test_a_cron_expression_of_five_fields_is_mended(package: Path) -> None:
     with pytest.raises(UserError, match=r"write '0 0 2 \* \* 1'"):
-        cluster.schedule(package, **NAMES, cron="0 2 * * 1", parameters={}, settings=settings("http://127.0.0.1:9"))
+        kubeflow.schedule(package, **NAMES, cron="0 2 * * 1", parameters={}, settings=settings("http://127.0.0.1:9"))
 
 
 def test_settings_come_from_the_environment() -> None:

@@ -83,7 +83,7 @@ def test_the_image_that_is_built_is_the_one_that_the_config_map_names() -> None:
 
 def test_every_setting_of_the_cluster_is_in_its_guide() -> None:
     guide = (ROOT / "docs/cluster.md").read_text()
-    read = set(re.findall(r'env\.get\("([A-Z_]+)"', (ROOT / "pipeline/cluster_settings.py").read_text()))
+    read = set(re.findall(r'env\.get\("([A-Z_]+)"', (ROOT / "pipeline/kubeflow_client.py").read_text()))
     assert len(read) >= 9, "the settings are read in another way"
     known = {*read, *cluster_step.CONFIG_KEYS, *cluster_step.SECRET_KEYS, *cluster_step.FIELDS}
     assert sorted(name for name in known if f"`{name}`" not in guide) == []

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from components.errors import UserError
-from components.store.places import Places
+from components.store.settings import StorageSettings
 from pipeline import experiments
 from pipeline.local import Outcome
 from pipeline.recipe import load, names
@@ -19,7 +19,7 @@ TITLES = ("stem", "initialisation", "steps", "frontier", "pretraining", "low-res
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBUSTRAIN_HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    return Places.from_environment()
+    return StorageSettings.from_environment()
 
 
 def ended(folder, name, ok=True):
@@ -101,7 +101,7 @@ def test_exit_status_is_nonzero_when_one_failed(home, monkeypatch, capsys):
 
     entry = experiments.Entry("steps-small", "", 1.0, problem="stage a failed")
     monkeypatch.setattr(cli, "check_machine", lambda: None)
-    monkeypatch.setattr(experiments, "run_all", lambda recipes, places, run: (home.home / "experiments.html", [entry]))
+    monkeypatch.setattr(experiments, "run_all", lambda recipes, storage, run: (home.home / "experiments.html", [entry]))
     with pytest.raises(typer.Exit) as ended:
         cli.experiments(["steps-small"])
     assert ended.value.exit_code == 1

@@ -78,7 +78,7 @@ def rules(**changes):
 
 
 @pytest.fixture
-def promoted(run_stage, places):
+def promoted(run_stage, storage):
     """`promoted(robust images, seed, **rules)`: trains, evaluates and promotes in name only; everything else is real."""
 
     def go(robust, seed, evaluated_run=None, evaluated_weights="", **changes):
@@ -112,15 +112,15 @@ def promoted(run_stage, places):
             stage,
             {"model": net, "evaluation": judged},
             seed=seed,
-            function=lambda job: run(job, Registry(places)),
+            function=lambda job: run(job, Registry(storage)),
         )
 
     go.again = again
     return go
 
 
-def test_only_a_better_model_becomes_champion(promoted, places):
-    registry = Registry(places)
+def test_only_a_better_model_becomes_champion(promoted, storage):
+    registry = Registry(storage)
     first, answer = promoted(30, 1)
     assert answer.result["promoted"] is True
     assert registry.champion("digits-net").run_id == registry.challenger("digits-net").run_id == first.run_id
@@ -139,12 +139,12 @@ def test_only_a_better_model_becomes_champion(promoted, places):
     assert "Promoted to champion" in answer.path("model_card.md").read_text()
 
 
-def test_judging_the_champion_again_leaves_it_champion(promoted, places):
+def test_judging_the_champion_again_leaves_it_champion(promoted, storage):
     net, first = promoted(30, 1)
     answer = promoted.again(*promoted.last, 1, significant=True, margin=0.5)
     assert answer.result["promoted"] is True
     assert answer.result["version"] == first.result["version"]
-    registry = Registry(places)
+    registry = Registry(storage)
     assert registry.champion("digits-net").run_id == net.run_id
     assert registry.get("digits-net", "previous") is None
 

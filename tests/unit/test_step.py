@@ -3,7 +3,8 @@
 import pytest
 
 from components.errors import UserError
-from components.store.job import StageSpec, execute
+from components.store.execute import execute
+from components.store.spec import StageSpec
 from components.store.tracking import Tracking
 from pipeline import cluster_parent, step
 from pipeline.order import order_of
@@ -13,10 +14,10 @@ from tests.recipes import small
 
 
 @pytest.fixture
-def here(places, monkeypatch):
-    for name, value in places.environment().items():
+def here(storage, monkeypatch):
+    for name, value in storage.environment().items():
         monkeypatch.setenv(name, value)
-    return places
+    return storage
 
 
 def encode_order(**changes):
@@ -79,9 +80,9 @@ def test_stage_that_leaves_no_complete_result_is_not_handed_on(here):
     assert step.check(spec.model_dump()) == {"run_id": spec.run_id}
 
 
-def on_a_cluster(places, monkeypatch, run="0123-4567"):
+def on_a_cluster(storage, monkeypatch, run="0123-4567"):
     monkeypatch.setenv(cluster_parent.KFP_RUN_VARIABLE, run)
-    return Tracking(places)
+    return Tracking(storage)
 
 
 def test_cluster_steps_share_one_parent(here, monkeypatch):

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from components.errors import UserError
 from components.fingerprint import fingerprinted
 from components.radius import LARGEST, check_radius
+from components.train.batch import mixed, threat_at
 from components.train.config import (
     CONFIGS,
     AdversarialConfig,
@@ -16,7 +17,6 @@ from components.train.config import (
     RadiusConfig,
     TransferConfig,
 )
-from components.train.preparing import mixed, threat_at
 
 
 def _adversarial(**change):
