@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.promote.gate import Decision
-from components.radius import radius_text
+from components.threats import radius_text
 
 _NOT_FOR = (
     "Robust accuracies hold for the listed norms and radii only. They say nothing about other perturbations "

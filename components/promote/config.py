@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from components.errors import UserError
-from components.radius import Radius
+from components.threats import Radius
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

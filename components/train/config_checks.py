@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
-from components.radius import check_radius
+from components.threats import check_radius
 
 if TYPE_CHECKING:
     from components.train.config import TrainConfig

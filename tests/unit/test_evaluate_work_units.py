@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.evaluate import images, unit_file, workload
-from components.evaluate.autoattack import BlockVerdict
+from components.evaluate import images, work_units
+from components.evaluate.attack import BlockVerdict
 from components.evaluate.config import Threat
-from components.evaluate.workload import Workload, blocks, cut
+from components.evaluate.work_units import Workload, blocks, cut
 
 
 @given(st.integers(1, 500), st.integers(1, 120))
@@ -23,13 +23,13 @@ def test_blocks_cover_everything_once_and_are_even(n, size):
 
 
 def test_units_are_every_threat_at_every_resolution():
-    threats = (Threat(eps=0.1), Threat(norm="L2", eps=1, n=3))
+    threats = (Threat(eps=0.1), Threat(norm="L2", eps=1, num_images=3))
     units = cut(threats, (32, 64), 10, 6)
     assert [(u.resolution, u.threat, u.start, u.stop) for u in units] == [
         (side, *rest) for side in (32, 64) for rest in ((0, 0, 5), (0, 5, 10), (1, 0, 3))
     ]
     # Fewer images than a threat asks for: all there are.
-    assert [u.stop for u in cut((Threat(eps=0.1, n=8),), (32,), 4, 6)] == [4]
+    assert [u.stop for u in cut((Threat(eps=0.1, num_images=8),), (32,), 4, 6)] == [4]
 
 
 def work(**changes):
@@ -47,7 +47,7 @@ def work(**changes):
 
 
 def test_the_most_expensive_units_come_first():
-    assert work().by_weight() == [2, 3, 0, 1]
+    assert work().by_cost() == [2, 3, 0, 1]
 
 
 def test_whatever_changes_a_verdict_changes_the_digest():
@@ -76,8 +76,8 @@ def verdict(n=3):
 
 def test_a_unit_comes_back_as_it_was_written(tmp_path):
     found = verdict()
-    path = unit_file.write(tmp_path / "unit-00000.npz", found, keep=1, digest="d")
-    back = unit_file.read(path, "d")
+    path = work_units.write_unit(tmp_path / "unit-00000.npz", found, keep=1, digest="d")
+    back = work_units.read_unit(path, "d")
     assert back.prediction.tolist() == [1, 2, 3]
     assert back.facts["verdict"] == found.verdict
     assert back.shown.tolist() == [1]
@@ -88,19 +88,19 @@ def test_a_unit_comes_back_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda data: b"", lambda data: data[:100], lambda data: data[:-30], lambda data: b"\x93NUMPY" + data]
 )
-def test_a_damaged_unit_is_no_unit(tmp_path, damage):
-    path = unit_file.write(tmp_path / "unit-00000.npz", verdict(), keep=1, digest="d")
+def test_a_damaged_unit_is_not_read(tmp_path, damage):
+    path = work_units.write_unit(tmp_path / "unit-00000.npz", verdict(), keep=1, digest="d")
     path.write_bytes(damage(path.read_bytes()))
-    assert unit_file.read(path, "d") is None
-    assert unit_file.read(tmp_path / "nowhere.npz", "d") is None
+    assert work_units.read_unit(path, "d") is None
+    assert work_units.read_unit(tmp_path / "nowhere.npz", "d") is None
 
 
 def test_a_workload_comes_back_as_it_was_written(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(4)
-    workload.write(tmp_path, work(), {32: pixels}, labels)
-    assert workload.read(tmp_path) == work()
-    block, own = workload.load_block(tmp_path, work().units[1])
+    work_units.write(tmp_path, work(), {32: pixels}, labels)
+    assert work_units.read(tmp_path) == work()
+    block, own = work_units.load_block(tmp_path, work().units[1])
     assert np.array_equal(block, pixels[2:4])
     assert own.tolist() == [2, 3]
 

@@ -1,9 +1,7 @@
-"""Intervals against published values, and the worst case over threats."""
+"""Intervals of a share against published values."""
 
-import numpy as np
 import pytest
 
-from components.evaluate.statistics import survives_all
 from components.statistics import wilson
 
 
@@ -36,10 +34,3 @@ def test_wilson_is_symmetric_and_stays_inside():
 def test_wilson_refuses_what_is_no_share(successes, n):
     with pytest.raises(ValueError, match="no share"):
         wilson(successes, n)
-
-
-def test_the_worst_case_is_taken_image_by_image():
-    a, b = np.array([True, True, False, False]), np.array([True, False, True, False])
-    assert survives_all([a, b]).tolist() == [True, False, False, False]
-    # Not the smaller of the two shares, which is 1/2.
-    assert survives_all([a, b]).mean() == 0.25

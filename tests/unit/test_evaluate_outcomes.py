@@ -1,15 +1,16 @@
-"""The short attack read off the whole one is the short attack."""
+"""The verdicts of the shorter attack, read off a run of the longer one, are those of the shorter attack."""
 
 import numpy as np
 import torch
 
-from components.evaluate.autoattack import attack_block
+from components.evaluate.attack import attack_block
 from components.evaluate.config import Threat
-from components.evaluate.outcomes import Outcome
-from components.evaluate.short_form import SHORT, WHOLE, short_form, short_forms
+from components.evaluate.outcomes import Outcome, implied_outcomes, read_off
 from components.models.build import build_model
+from components.threats import ATTACKS
 
 EPS = 0.012
+WHOLE, SHORT = "autoattack", "apgd-ce+apgd-t"
 
 
 def outcome(found, threat):
@@ -39,36 +40,36 @@ def attacked(model, images, labels, attack):
     return outcome(attack_block(model, images, labels, threat, num_classes=10, seed=0), threat)
 
 
-def test_it_is_what_the_short_attack_finds(monkeypatch):
+def test_read_off_verdicts_are_those_of_the_shorter_attack(monkeypatch):
     torch.set_num_threads(1)
     model = small_net()
     images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         labels = model(images).argmax(dim=1)
     whole, short = (attacked(model, images, labels, attack) for attack in (WHOLE, SHORT))
-    read_off = short_form(whole)
+    found = read_off(whole, ATTACKS[SHORT])
     assert 0 < short.robust.sum() < 12, "the attack has to break some and spare some for this test"
-    assert list(read_off.verdict) == list(short.verdict)
-    assert list(read_off.prediction) == list(short.prediction)
-    assert list(read_off.distance) == list(short.distance)
-    assert [part["attack"] for part in read_off.parts] == ["APGD-CE", "APGD-T"]
-    assert read_off.threat.title == short.threat.title
+    assert list(found.verdict) == list(short.verdict)
+    assert list(found.prediction) == list(short.prediction)
+    assert list(found.distance) == list(short.distance)
+    assert [part["attack"] for part in found.parts] == ["APGD-CE", "APGD-T"]
+    assert found.threat.title == short.threat.title
 
 
 def test_images_that_only_later_parts_broke_are_left_robust():
 
     whole = outcome_of(["robust", "wrong", "APGD-CE", "APGD-T", "FAB-T", "Square"], WHOLE)
-    read_off = short_form(whole)
-    assert list(read_off.verdict) == ["robust", "wrong", "APGD-CE", "APGD-T", "robust", "robust"]
-    assert list(read_off.prediction) == [0, 0, 1, 1, 0, 0]
-    assert np.array_equal(read_off.distance, [0, 0, 1, 1, 0, 0])
-    assert short_form(outcome_of(["robust"], "apgd-ce")) is None
+    found = read_off(whole, ATTACKS[SHORT])
+    assert list(found.verdict) == ["robust", "wrong", "APGD-CE", "APGD-T", "robust", "robust"]
+    assert list(found.prediction) == [0, 0, 1, 1, 0, 0]
+    assert np.array_equal(found.distance, [0, 0, 1, 1, 0, 0])
+    assert implied_outcomes([outcome_of(["robust"], "apgd-ce")]) == []
 
 
-def test_nothing_is_read_off_where_it_was_measured():
+def test_nothing_is_read_off_if_it_was_measured():
     whole, short = outcome_of(["FAB-T"], WHOLE), outcome_of(["robust"], SHORT)
-    assert short_forms([whole, short]) == []
-    assert [o.threat.attack for o in short_forms([whole])] == [SHORT]
+    assert implied_outcomes([whole, short]) == []
+    assert [o.threat.attack for o in implied_outcomes([whole])] == [SHORT]
 
 
 def outcome_of(words, attack):

@@ -1,4 +1,4 @@
-"""Does units of a workload: holds the model and attacks one block after another."""
+"""Does single units of a workload: holds the model and attacks one block after another."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ import numpy as np
 import torch
 from torch import nn
 
-from components.evaluate import unit_file, workload
-from components.evaluate.autoattack import attack_block
-from components.evaluate.observed import Progress
+from components.evaluate import work_units
+from components.evaluate.attack import attack_block
+from components.evaluate.attack_monitor import Progress
 from components.models.resolution import set_resolution
 from components.models.weights import load_model
 
 
-class Bench:
-    """One model on one device.
+class UnitWorker:
+    """Attacks one model on one device.
 
     Args:
-        folder: the workload's.
+        folder: of the workload.
         model_folder: as `save_model` wrote it.
         device: "cpu" or "cuda".
     """
 
     def __init__(self, folder: Path, model_folder: Path, device: str) -> None:
         self.folder, self.device = folder, torch.device(device)
-        self.workload = workload.read(folder)
+        self.workload = work_units.read(folder)
         model, _ = load_model(model_folder)
         # Channels-last saves ConvNeXt a copy before and after every block: a third of a forward on a CPU.
         layout: Any = {"device": self.device, "memory_format": torch.channels_last}
         self.model: nn.Module = model.float().to(**layout)
 
     def attack(self, number: int, progress: Progress | None = None) -> Path:
-        """Does unit `number` unless it is done; returns its file.
+        """Does unit `number` unless it is finished already; returns its file.
 
         Raises:
             UserError: as `attack_block` does.
         """
-        path, digest = unit_file.path_of(self.folder, number), self.workload.digest
-        if unit_file.read(path, digest) is not None:
+        path, digest = work_units.unit_path(self.folder, number), self.workload.digest
+        if work_units.read_unit(path, digest) is not None:
             return path
         unit = self.workload.units[number]
-        pixels, labels = workload.load_block(self.folder, unit)
+        pixels, labels = work_units.load_block(self.folder, unit)
         set_resolution(self.model, unit.resolution)
         with one_thread(self.device):
             found = attack_block(
@@ -57,7 +57,7 @@ class Bench:
                 seed=self.workload.seed,
                 progress=progress,
             )
-        return unit_file.write(path, found, keep=self.workload.keep, digest=digest)
+        return work_units.write_unit(path, found, keep=self.workload.keep, digest=digest)
 
 
 def as_images(pixels: np.ndarray) -> torch.Tensor:

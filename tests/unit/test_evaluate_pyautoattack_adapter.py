@@ -8,7 +8,7 @@ from torch import nn
 
 from components.errors import UserError
 from components.evaluate.config import Threat
-from components.evaluate.library import build, refuse_impossible, square_can_tile, targets, targets_note
+from components.evaluate.pyautoattack_adapter import build, refuse_impossible, square_can_tile, targets, targets_note
 
 MODEL = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
 CPU = torch.device("cpu")
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("classes", range(4, 13))
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-def test_targets_are_capped_at_classes_less_one_and_said(norm, classes):
+def test_targets_are_capped_at_classes_less_one_and_noted(norm, classes):
     threat = Threat(norm=norm, eps=0.5)
     standard = 5 if norm == "L1" else 9
     expected = {"apgd-t": min(standard, classes - 1), "fab-t": min(9, classes - 1)}
@@ -46,7 +46,7 @@ def test_every_attack_has_the_standard_versions_parameters(norm, attack):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_too_few_classes_for_targeted_losses_is_said_with_the_remedy(classes):
+def test_too_few_classes_for_targeted_losses_are_refused_with_the_remedy(classes):
     for attack in ("autoattack", "apgd-ce+apgd-t"):
         with pytest.raises(UserError, match=r"at least 4 classes.*attack: apgd-ce"):
             refuse_impossible(Threat(eps=0.1, attack=attack), num_classes=classes, resolution=32)
