@@ -18,6 +18,7 @@ LEAVES = {
     "fingerprint",
     "process",
     "result_rows",
+    "settings",
     "stage_records",
     "statistics",
     "threats",
