@@ -1,7 +1,7 @@
 """Typed rows of an evaluation's `results.json` and `verdicts.json`.
 
 They are written by `components.evaluate` and read by report, promotion, model card and `robustrain results`. Key names
-stand here and nowhere else. Accuracies are fractions, intervals are [low, high] at 95 %.
+are defined here and nowhere else. Accuracies are fractions, intervals are [low, high] at 95 %.
 """
 
 from __future__ import annotations

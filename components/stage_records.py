@@ -4,7 +4,7 @@
 - the live progress file of a running stage;
 - `gallery/gallery.json` of an evaluation.
 
-Key names stand here and nowhere else. Accuracies are fractions.
+Key names are defined here and nowhere else. Accuracies are fractions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HISTORY, GALLERY_INDEX, SPECTRA = "history.json", "gallery/gallery.json", "resul
 
 
 class HistoryEntry(TypedDict):
-    """One epoch of a training stage, as `history.json` holds it; accuracies are on held-out training images.
+    """One epoch of a training stage, an entry of `history.json`; accuracies are on held-out training images.
 
     The entry also has what the optimizer and the machine did (`attack_gain`, `grad_norm`, `images_per_s`, ...) and
     `robust_accuracy_<norm>` for the validation's extra norms.

@@ -49,7 +49,7 @@ class Entry:
 
 
 def small() -> list[str]:
-    """The names of the experiments that run here in minutes."""
+    """The names of the experiments that run in minutes."""
     return [name for name, path in names().items() if path.parent.name == FOLDER and name.endswith(_SMALL)]
 
 

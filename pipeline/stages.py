@@ -182,7 +182,7 @@ STAGES: dict[str, StageKind] = {
         StageKind(
             "report",
             "tables, plots, gallery: one HTML page",
-            version=3,
+            version=4,
             config=ReportConfig,
             entry="components.report.stage:run",
             on="step",

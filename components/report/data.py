@@ -73,7 +73,7 @@ class ReportStage:
 
     @property
     def trained_threat(self) -> tuple[str, float] | None:
-        """(norm, radius) that a training stage trained under; None if it had no attack."""
+        """(norm, radius) that a training stage trained under; None if there was no attack."""
         attack = self.config.get("attack")
         if not isinstance(attack, Mapping) or attack.get("norm") is None or attack.get("eps") is None:
             return None
@@ -81,7 +81,7 @@ class ReportStage:
 
     @property
     def trained_under_attack(self) -> bool | None:
-        """Whether a training stage had an attack; None if its weights came from a file, so that nobody knows."""
+        """Whether a training stage had an attack; None if its weights came from a file, and it is not known."""
         if self.trained_threat is None and self.starts_from.startswith(FROM_FILE):
             return None
         return self.trained_threat is not None
@@ -135,14 +135,14 @@ class Measurement:
 
     @property
     def trained_under_attack(self) -> bool | None:
-        """Whether the model was trained under attack; None if that is not known here."""
+        """Whether the model was trained under attack; None if that is not known."""
         return self.training.trained_under_attack if self.training else None
 
     @property
     def fine_tuned_to_another_threat(self) -> bool | None:
         """Whether adversarial training was continued, on the same data, under another norm or radius.
 
-        None if the training started from a file, so that nobody knows what it continued.
+        None if the training started from a file, so that it is not known what it continued.
         """
         training = self.training
         if training and training.trained_under_attack and training.starts_from.startswith(FROM_FILE):

@@ -104,8 +104,8 @@ def frontiers(rows: Sequence[Measurement]) -> list[Frontier]:
 def frontier(rows: Sequence[Measurement]) -> Frontier:
     """Divides the models measured under one condition into those on the frontier and dominated ones.
 
-    Equal points do not dominate each other. The measured shares are compared; the paired differences say which of these
-    differences the images show.
+    Equal points do not dominate each other. The measured shares are compared. The paired differences tell which of
+    these differences the images show.
     """
     ordered = sorted(rows, key=_accuracies)
     beaten = {one.stage: [other.stage for other in ordered if _dominates(other, one)] for one in ordered}

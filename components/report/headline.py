@@ -31,7 +31,7 @@ class Headline:
 def find_headline(rows: Sequence[Measurement]) -> Headline:
     """Finds the threat that was measured with the strongest attack on most models, and its most robust model.
 
-    Beside it stands the first model trained without an attack that was measured under the same conditions.
+    It is compared with the first model trained without an attack that was measured under the same conditions.
     """
     robust = [one for one in rows if one.trained_under_attack]
     if not robust:

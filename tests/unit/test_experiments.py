@@ -46,15 +46,15 @@ def test_the_page_links_a_copy_of_every_report_and_names_what_failed(home, tmp_p
     links = [one.get("href") for one in root.iter("a")]
     assert links == ["experiments/steps-small.html", "experiments/pretraining-small.html"]
     assert all((home.home / link).is_file() for link in links)
-    said = " ".join("".join(root.itertext()).split())
+    text = " ".join("".join(root.itertext()).split())
     for words in (
         "Why steps-small?",
         "steps-small <shows> it.",
         "stage a failed: no <luck>; log: a.log",
         "another run is",
     ):
-        assert words in said
-    assert "Not complete: frontier-small, stem-small failed." in said
+        assert words in text
+    assert "Not complete: frontier-small, stem-small failed." in text
     assert not [one for one in root.iter() if one.tag in {"script", "link", "img"}]
 
 

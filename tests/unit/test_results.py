@@ -87,8 +87,8 @@ def finished(storage, name, state, rows=(), stages=None):
 def test_the_notice_of_a_run_that_failed_says_so_and_names_the_newest_complete_one(storage):
     older = finished(storage, "demo", "complete", [row()])
     newest = finished(storage, "demo", "failed")
-    said = results.read(storage).notice()
-    assert said == (
+    message = results.read(storage).notice()
+    assert message == (
         f"run {newest[:8]} of demo is not complete (state: failed) and has no figures. Start it again to finish it: "
         f"robustrain run demo; or look at the newest complete run: --run {older[:8]}."
     )

@@ -1,4 +1,4 @@
-"""Charts: valid SVG, marks where the figures are, text that stays readable, every model told apart without colour."""
+"""Charts: valid SVG, marks where the figures are, text that stays readable, every model distinct without colour."""
 
 from __future__ import annotations
 

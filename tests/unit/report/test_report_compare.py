@@ -85,19 +85,19 @@ def test_the_headline_is_computed(stages):
     assert found.robust is not None
     assert found.clean is not None
     assert (found.robust.stage, found.clean.stage, found.rivals) == ("radius", "pretrain", 3)
-    said = " ".join(headline_sentences(found)).replace("\N{NO-BREAK SPACE}", " ")
-    assert "Under Linf 0.15 (AutoAttack, n = 100)" in said
-    assert "69.0 % [59.4–77.2]" in said
-    assert "the highest of 3 adversarially trained models" in said
-    assert "0.0 % [0.0–3.7] under the same conditions" in said
-    assert "higher by 69.0 points" in said
+    text = " ".join(headline_sentences(found)).replace("\N{NO-BREAK SPACE}", " ")
+    assert "Under Linf 0.15 (AutoAttack, n = 100)" in text
+    assert "69.0 % [59.4–77.2]" in text
+    assert "the highest of 3 adversarially trained models" in text
+    assert "0.0 % [0.0–3.7] under the same conditions" in text
+    assert "higher by 69.0 points" in text
 
 
 def test_the_headline_does_not_claim_what_is_not_so(stages):
     collapsed = [with_rows(stage, robust_accuracy=0.02, interval=(0.0, 0.07)) for stage in stages]
-    said = " ".join(headline_sentences(find_headline(measurements(collapsed))))
-    assert "no difference shown" in said
-    assert "higher by" not in said
+    text = " ".join(headline_sentences(find_headline(measurements(collapsed))))
+    assert "no difference shown" in text
+    assert "higher by" not in text
 
 
 def test_the_headline_without_a_clean_or_a_robust_model(stages):
@@ -116,9 +116,9 @@ def test_a_clean_model_under_the_shorter_attack_stands_beside(stages):
     short = [
         with_rows(stage, attack="APGD-CE+APGD-T") if stage.name == "evaluate-pretrain" else stage for stage in stages
     ]
-    said = " ".join(headline_sentences(find_headline(measurements(short))))
-    assert "under APGD-CE+APGD-T at the same radius" in said
-    assert "higher by 69.0 points" in said
+    text = " ".join(headline_sentences(find_headline(measurements(short))))
+    assert "under APGD-CE+APGD-T at the same radius" in text
+    assert "higher by 69.0 points" in text
 
 
 def test_stems_are_paired_threat_by_threat(stages):

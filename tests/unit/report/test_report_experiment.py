@@ -1,4 +1,4 @@
-"""The experiment's section: paired differences equal the statistics, refusals are said, dominated points are named."""
+"""The experiment's section: paired differences equal the statistics, refusals are named, dominated points are named."""
 
 from __future__ import annotations
 
@@ -120,17 +120,17 @@ def test_a_threat_with_fewer_images_is_compared_on_the_first_ones():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"conditions": {"images_digest": "e" * 64}}, "they differ in the images"),
         ({"conditions": {"precision": "bf16"}}, "they differ in precision"),
         ({"verdicts": None}, "evaluate-b left no verdicts"),
     ],
 )
-def test_pairs_on_other_images_are_refused(change, said):
+def test_pairs_on_other_images_are_refused(change, message):
     found = examine(config(), [stage("a", [True] * 5), stage("b", [True] * 5, **change)])
     assert found.findings == []
-    assert said in found.refused[0].why
+    assert message in found.refused[0].why
 
 
 def test_another_resolution_is_compared_and_noted():
@@ -164,10 +164,10 @@ def test_the_page_has_the_section_with_every_pair_and_no_id_twice(tmp_path: Path
     text = build_report({"name": "x"}, stages, tmp_path / "r.html", experiment=found).read_text(encoding="utf-8")
     root = ET.fromstring(text.split("\n", 1)[1])
     part = next(one for one in root.iter("section") if one.get("id") == "experiment")
-    said = " ".join("".join(part.itertext()).split())
-    assert "Which?" in said
-    assert "Dominated: “adversarial-a”, by “adversarial-b”" in said
-    assert "Nothing about <ImageNet>." in said
+    message = " ".join("".join(part.itertext()).split())
+    assert "Which?" in message
+    assert "Dominated: “adversarial-a”, by “adversarial-b”" in message
+    assert "Nothing about <ImageNet>." in message
     assert len([line for line in part.iter("tr") if line.find("td") is not None]) == 2
     assert any(one.get("id") == "spectra" for one in root.iter("section"))
     ids = [one.get("id") for one in root.iter() if one.get("id")]
@@ -200,10 +200,13 @@ def test_spectra_are_drawn_relative_to_their_mean_and_summed_above_a_quarter():
 
 
 @pytest.mark.parametrize(
-    ("experiment", "said"),
+    ("experiment", "message"),
     [
-        ({"question": "q"}, "report.experiment.pairs: an experiment compares something"),
-        ({"question": "q", "baseline": "evaluate"}, "report.experiment.against: a baseline and what is compared"),
+        ({"question": "q"}, "report.experiment.pairs: this experiment compares nothing"),
+        (
+            {"question": "q", "baseline": "evaluate"},
+            "report.experiment.against: `baseline` and `against` need each other",
+        ),
         ({"question": "q", "frontier": ["evaluat"]}, "there is none of that name, did you mean 'evaluate'?"),
         ({"question": "q", "frontier": ["adversarial"]}, "stages.report.experiment.frontier.0: an experiment compares"),
         ({"question": "q", "pairs": [{"first": "evaluate", "second": "evaluate"}]}, "compared with itself"),
@@ -211,10 +214,10 @@ def test_spectra_are_drawn_relative_to_their_mean_and_summed_above_a_quarter():
         ({"pairs": []}, "report.experiment.question: this key is required"),
     ],
 )
-def test_mistakes_are_one_line(experiment, said):
+def test_mistakes_are_one_line(experiment, message):
     with pytest.raises(UserError) as caught:
         build(small(report={"experiment": experiment}))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_reused_stage_is_shown_under_the_names_of_this_recipe():

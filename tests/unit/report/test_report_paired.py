@@ -33,8 +33,8 @@ def test_a_difference_that_the_same_images_show_is_shown_though_the_intervals_ov
     assert overlaps(one, other)
     found = compare(one, other)
     assert found.relation == "higher"
-    said = plain(found.words)
-    assert said == ("higher by 27.5 points on the same 40 images (95 % +13.2 to +40.4; 11 images against 0, p < 0.001)")
+    text = plain(found.words)
+    assert text == ("higher by 27.5 points on the same 40 images (95 % +13.2 to +40.4; 11 images against 0, p < 0.001)")
     assert compare(other, one).relation == "lower"
 
 
@@ -113,11 +113,11 @@ def test_the_gain_at_the_larger_radius_is_stated():
     base = evaluation("a", {LINF: kept("1" * 68 + "0" * 32), LARGER: kept("1" * 10 + "0" * 30)})
     tuned = evaluation("radius", {LARGER: kept("1" * 20 + "0" * 20)}, kind="radius")
     stages = [BASE, RADIUS, base, tuned]
-    (said,) = radius_gains(stages, measurements(stages))
-    assert plain(said).startswith(
+    (text,) = radius_gains(stages, measurements(stages))
+    assert plain(text).startswith(
         "“radius” against “a” under Linf 0.22 (the radius it was trained for): higher by 25.0"
     )
-    assert "p = 0.002" in plain(said)
+    assert "p = 0.002" in plain(text)
     page = plain(render({"name": "x"}, stages, datetime(2026, 1, 1, tzinfo=UTC)))
     assert "higher by 25.0 points on the same 40 images" in page
 
@@ -160,10 +160,10 @@ def test_equal_trainings_are_called_equal_and_their_own_ancestors_are_compared()
         trained("conv", "adversarial", 12, init="pretrain-conv", attack=ATTACK),
         trained("patch", "adversarial", 12, init="pretrain-patch", attack=ATTACK),
     ]
-    said = config_differences("conv", "patch", stages)
-    assert said[0].startswith("“conv” and “patch” are equal in every other field of their configuration")
-    assert said[3].startswith("“pretrain-conv” and “pretrain-patch” differ in ema (none against 0.9)")
-    assert len(said) == 4, "equal clean epochs need no word"
+    text = config_differences("conv", "patch", stages)
+    assert text[0].startswith("“conv” and “patch” are equal in every other field of their configuration")
+    assert text[3].startswith("“pretrain-conv” and “pretrain-patch” differ in ema (none against 0.9)")
+    assert len(text) == 4, "equal clean epochs need no word"
     assert config_differences("conv", "nowhere", stages) == [
         "The configuration of “nowhere” is not a part of this run."
     ]
