@@ -1,4 +1,4 @@
-"""What a report can be asked for."""
+"""Configuration of the `report` stage."""
 
 from __future__ import annotations
 
@@ -12,42 +12,40 @@ class PairConfig(BaseModel):
     """Two evaluations that are compared on the same images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    first: str = Field(description="name of the evaluate stage whose model is judged")
-    second: str = Field(description="name of the evaluate stage that it is compared with")
+    first: str = Field(description="name of the evaluate stage whose model is compared")
+    second: str = Field(description="name of the evaluate stage with the model it is compared with")
 
 
 class ExperimentConfig(BaseModel):
-    """A question, and the evaluations whose comparison answers it."""
+    """A question and the evaluations whose comparison answers it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     question: str = Field(min_length=1, description="what the experiment asks, as a sentence")
     baseline: str = Field("", description="evaluate stage that every one of `against` is compared with")
     against: tuple[str, ...] = Field(
-        (), description="evaluate stages compared with the baseline, which may be among them"
+        (), description="evaluate stages that are compared with the baseline; the baseline may be one of them"
     )
     pairs: tuple[PairConfig, ...] = Field((), description="further pairs: {first: ..., second: ...}")
     frontier: tuple[str, ...] = Field(
-        (), description="evaluate stages drawn clean against robust; dominated ones are named"
+        (), description="evaluate stages drawn as clean against robust accuracy; dominated models are named"
     )
-    limits: str = Field("", description="what this experiment cannot show whatever its figures, as sentences")
+    limits: str = Field("", description="what this experiment cannot show, whatever its results, as sentences")
 
     @model_validator(mode="after")
     def _complete(self) -> ExperimentConfig:
         if bool(self.baseline) != bool(self.against):
             missing = "against" if self.baseline else "baseline"
-            what = "a baseline and what is compared with it go together"
+            what = "`baseline` and `against` need each other"
             raise UserError(
                 what, where=f"experiment.{missing}", remedy=f"name the evaluate stages in {missing}, or leave out both"
             )
         if not (self.compared or self.frontier):
-            what = "an experiment compares something"
-            raise UserError(what, where="experiment.pairs", remedy="give baseline and against, pairs, or frontier")
+            what = "this experiment compares nothing"
+            raise UserError(what, where="experiment.pairs", remedy="set baseline and against, pairs, or frontier")
         for first, second in self.compared:
             if first == second:
                 remedy = "name two evaluate stages"
-                raise UserError(
-                    "a stage compared with itself says nothing", where="experiment.pairs", value=first, remedy=remedy
-                )
+                raise UserError("a stage is compared with itself", where="experiment.pairs", value=first, remedy=remedy)
         return self
 
     @property
@@ -58,7 +56,7 @@ class ExperimentConfig(BaseModel):
 
     @property
     def stages(self) -> dict[str, str]:
-        """Field -> name of every stage that is referred to, as `against.0`."""
+        """Configuration field, such as `against.0`, -> name of the stage that it refers to."""
         fields = {"baseline": self.baseline} if self.baseline else {}
         fields |= {f"against.{i}": name for i, name in enumerate(self.against)}
         for i, pair in enumerate(self.pairs):
@@ -67,7 +65,7 @@ class ExperimentConfig(BaseModel):
 
 
 class ReportConfig(BaseModel):
-    """The page that ends a run; it covers every stage of the recipe."""
+    """The page at the end of a run. It covers every stage of the recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     title: str = Field(
@@ -75,6 +73,6 @@ class ReportConfig(BaseModel):
     )
     experiment: ExperimentConfig | None = Field(
         None,
-        description="a question and the evaluations that answer it; none: no such section",
+        description="a question and the evaluations that answer it; none: the page has no such section",
         json_schema_extra=WHEN_SET,
     )

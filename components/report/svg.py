@@ -1,8 +1,11 @@
-"""A small writer of SVG charts: two axes, lines, marks and whiskers. Colours come from the page's style sheet.
+"""Writes SVG charts: two axes, lines, marks and error bars. Colours come from the page's style sheet.
 
 A chart is 360 units wide with 13.5-unit text, so that it stays readable when a narrow screen shows it at 335 pixels.
-Series differ by colour, shape of mark and dash, never by colour alone. No scripts; the exact figure of a mark is in
-its `<title>`, which browsers show on hover and screen readers read.
+Series differ by colour, shape of mark and dash, never by colour alone. There are no scripts: the exact value of a mark
+is in its `<title>`, which browsers show on hover and screen readers read.
+
+`element` escapes every text that is not `Markup` already, so text from recipes and data sets can never become an
+element. The drawings are well-formed XML.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.report.markup import Markup, element, join
+from markupsafe import Markup, escape
 
 WIDTH = 360
+"""Width of a chart, in its own units."""
+
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 12, 46
 _TEXT = 13.5
 _MOST_MARKS = 24
@@ -30,13 +35,20 @@ class Axis:
     label: str = ""
 
     def at(self, value: float, start: float, end: float) -> float:
-        """The position of `value` on a stretch from `start` to `end`."""
+        """Returns the coordinate of `value` if the axis reaches from `start` to `end`."""
         return start + (value - self.low) / ((self.high - self.low) or 1.0) * (end - start)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One figure in a chart: where, its whisker, what a pointer over it says, and whether its mark is filled."""
+    """One value of a chart.
+
+    Attributes:
+        x, y: on the two axes.
+        low, high: ends of its error bar; None: no bar.
+        tip: text shown on hover.
+        filled: whether its mark is filled.
+    """
 
     x: float
     y: float
@@ -48,7 +60,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points that belong together. `style` is the number of the colour and shape, the same all over the page."""
+    """Points that belong together.
+
+    Attributes:
+        label: in the legend.
+        style: number of the colour and shape, the same on the whole page.
+        line: whether the points are connected; `dashed` likewise.
+    """
 
     label: str
     style: int
@@ -57,20 +75,48 @@ class Series:
     dashed: bool = False
 
 
-def chart(
-    key: str, title: str, said: str, x: Axis, y: Axis, series: Sequence[Series], height: int = 250, dodge: float = 0.0
-) -> Markup:
-    """An SVG chart.
+def element(name: str, *children: str, **attributes: str | float | None) -> Markup:
+    """Returns one SVG element.
 
     Args:
-        key: makes its ids unique on the page.
+        name: of the element.
+        children: its content; text that is not `Markup` is escaped.
+        attributes: `class_` becomes `class`, `text_anchor` becomes `text-anchor`; None leaves an attribute out.
+    """
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_number(value) if isinstance(value, float) else value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    content = "".join(escape(child) for child in children)
+    return Markup(f"<{name}{written}>{content}</{name}>" if children else f"<{name}{written}/>")
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def chart(
+    key: str,
+    title: str,
+    description: str,
+    x: Axis,
+    y: Axis,
+    series: Sequence[Series],
+    height: int = 250,
+    dodge: float = 0.0,
+) -> Markup:
+    """Returns an SVG chart.
+
+    Args:
+        key: makes the ids of this chart unique on the page.
         title: what is drawn.
-        said: the figures in words, for those who cannot see it.
+        description: the values in words, for screen readers.
         x: the horizontal axis.
         y: the vertical axis.
         series: drawn in this order.
-        height: in the chart's units, of which it is 360 wide.
-        dodge: units by which each series stands right of the one before, so that whiskers do not cover each other.
+        height: in the chart's units.
+        dodge: units by which each series is shifted to the right of the one before, so that error bars do not overlap.
     """
     right, bottom = WIDTH - _RIGHT, height - _BOTTOM
     body = [_grid(x, y, right, bottom)]
@@ -79,8 +125,8 @@ def chart(
     return element(
         "svg",
         element("title", title, id=f"{key}-t"),
-        element("desc", said, id=f"{key}-d"),
-        body,
+        element("desc", description, id=f"{key}-d"),
+        *body,
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {WIDTH} {height}",
         role="img",
@@ -91,7 +137,7 @@ def chart(
 
 
 def mark(style: int, x: float, y: float, filled: bool = True, size: float = 4.5) -> Markup:
-    """The mark of a style: circle, square, diamond, triangle, or one of these upside down or cut."""
+    """Returns the mark of a style: circle, square, diamond, triangle; the second four are other colours or turned."""
     name = f"s{style % 8} {'mark' if filled else 'mark hollow'}"
     shape = style % 4
     if shape == 0:
@@ -108,13 +154,28 @@ def mark(style: int, x: float, y: float, filled: bool = True, size: float = 4.5)
 
 
 def key_mark(style: int, line: bool = True, dashed: bool = False) -> Markup:
-    """The sample of a style that stands in a legend."""
-    stroke = element("line", x1=0, x2=26, y1=8, y2=8, class_=_line_class(style, dashed)) if line else None
+    """Returns the sample of a style for a legend."""
+    stroke = element("line", x1=0, x2=26, y1=8, y2=8, class_=_line_class(style, dashed)) if line else Markup("")
     return element("svg", stroke, mark(style, 13, 8), viewBox="0 0 26 16", class_="key", aria_hidden="true")
 
 
+def interval_bar(value: float, low: float, high: float, style: int) -> Markup:
+    """Returns a share with its interval on a scale from 0 to 100 %, small enough for a table cell."""
+    hue = f"s{style % 8}"
+    band = element("rect", x=6 + 108 * low, y=5.5, width=max(1.0, 108 * (high - low)), height=7, rx=3.5)
+    return element(
+        "svg",
+        element("line", x1=6, x2=114, y1=9, y2=9, class_="track"),
+        element("g", band, class_=f"band {hue}"),
+        element("circle", cx=6 + 108 * value, cy=9, r=4, class_=f"mark {hue}"),
+        viewBox="0 0 120 18",
+        class_="bar",
+        aria_hidden="true",
+    )
+
+
 def fraction_axis(label: str, values: Sequence[float] = (0.0, 1.0)) -> Axis:
-    """An axis of accuracies in per cent; the whole range unless all `values` lie close together."""
+    """Returns an axis of accuracies in per cent: 0 to 100, or a part of it if all `values` are close together."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     if high - low > 0.35 or not values:
         low, high = 0.0, 1.0
@@ -126,7 +187,14 @@ def fraction_axis(label: str, values: Sequence[float] = (0.0, 1.0)) -> Axis:
 
 
 def number_axis(label: str, values: Sequence[float], start: float | None = None, whole: bool = False) -> Axis:
-    """Round ticks around `values`, beginning at `start` when that is given; `whole`: at whole numbers only."""
+    """Returns an axis with round ticks around `values`.
+
+    Args:
+        label: of the axis.
+        values: that must be on it.
+        start: its lower end; None: below the smallest value.
+        whole: ticks at whole numbers only.
+    """
     low = min(values, default=0.0) if start is None else start
     high = max(values, default=1.0)
     if high <= low:
@@ -159,14 +227,13 @@ def _grid(x: Axis, y: Axis, right: float, bottom: float) -> Markup:
     lines.append(element("text", x.label, x=(_LEFT + right) / 2, y=bottom + 39, text_anchor="middle", class_="label"))
     turned = f"rotate(-90 14 {middle:.1f})"
     lines.append(element("text", y.label, x=14, y=middle, transform=turned, text_anchor="middle", class_="label"))
-    return join(lines)
+    return Markup("").join(lines)
 
 
 def _tick_text(text: str, at: float, y: float, right: float) -> Markup:
     rows = [element("tspan", row, x=at, dy=0 if i == 0 else 15) for i, row in enumerate(text.split("\n"))]
-    return element(
-        "text", rows, x=at, y=y, text_anchor="middle" if at < right - 8 else "end" if len(text) > 3 else "middle"
-    )
+    at_the_edge = at >= right - 8 and len(text) > 3
+    return element("text", *rows, x=at, y=y, text_anchor="end" if at_the_edge else "middle")
 
 
 def _series(series: Series, x: Axis, y: Axis, right: float, bottom: float, shift: float) -> Markup:
@@ -175,20 +242,22 @@ def _series(series: Series, x: Axis, y: Axis, right: float, bottom: float, shift
     drawn: list[Markup] = []
     for across, _, point in placed:
         if point.low is not None and point.high is not None:
-            drawn.append(_whisker(series.style, across, y.at(point.low, bottom, _TOP), y.at(point.high, bottom, _TOP)))
+            drawn.append(
+                _error_bar(series.style, across, y.at(point.low, bottom, _TOP), y.at(point.high, bottom, _TOP))
+            )
     if series.line and len(placed) > 1:
         path = " ".join(f"{across:.2f},{up:.2f}" for across, up, _ in placed)
         drawn.append(element("polyline", points=path, class_=_line_class(series.style, series.dashed)))
     if len(placed) <= _MOST_MARKS:
         for across, up, point in placed:
-            tip = element("title", point.tip) if point.tip else None
+            tip = element("title", point.tip) if point.tip else Markup("")
             drawn.append(element("g", tip, mark(series.style, across, up, point.filled)))
-    return element("g", drawn)
+    return element("g", *drawn)
 
 
-def _whisker(style: int, at: float, low: float, high: float) -> Markup:
+def _error_bar(style: int, at: float, low: float, high: float) -> Markup:
     ends = [element("line", x1=at - 4, x2=at + 4, y1=end, y2=end) for end in (low, high)]
-    return element("g", element("line", x1=at, x2=at, y1=low, y2=high), ends, class_=f"whisker s{style % 8}")
+    return element("g", element("line", x1=at, x2=at, y1=low, y2=high), *ends, class_=f"whisker s{style % 8}")
 
 
 def _line_class(style: int, dashed: bool) -> str:
