@@ -1,7 +1,4 @@
-"""Sizes and sha256 sums of files: what a manifest lists and how it is held against the files.
-
-Says "no space is left" in one way, wherever this room writes files.
-"""
+"""Files: atomic writes, sha256 digests, and the message for a full disk."""
 
 from __future__ import annotations
 
@@ -10,35 +7,43 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.errors import UserError
 
-_CHUNK = 1 << 20
-
 
 class FileDigest(NamedTuple):
-    """Size in bytes and sha256 (hex) of one file."""
+    """Size in bytes and sha256 (64 hex digits) of one file."""
 
     size: int
     sha256: str
 
 
 def digest_file(path: Path) -> FileDigest:
-    """Reads the whole file once."""
-    sha, size = hashlib.sha256(), 0
+    """Returns the size and the sha256 of a file, from one pass over its bytes."""
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            sha.update(chunk)
-            size += len(chunk)
-    return FileDigest(size, sha.hexdigest())
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileDigest(file.tell(), sha256)
+
+
+def sha256_file(path: Path) -> str:
+    """Returns the sha256 of a file, 64 hex digits."""
+    return digest_file(path).sha256
+
+
+def mismatch(path: Path, expected: FileDigest) -> str:
+    """Returns why `path` is not the file that `expected` describes; an empty string if it is that file."""
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != expected.size:
+        return f"has {path.stat().st_size} bytes, its manifest says {expected.size}"
+    return "" if sha256_file(path) == expected.sha256 else "has another sha256 than its manifest says"
 
 
 def files_below(path: Path) -> Iterator[tuple[str, Path]]:
-    """(relative POSIX name, path) of each file below a folder, sorted; of a single file: its own name."""
+    """Yields (relative POSIX name, path) of each file below a folder, sorted; for a file: its own name and path."""
     if path.is_file():
         yield path.name, path
         return
@@ -47,50 +52,70 @@ def files_below(path: Path) -> Iterator[tuple[str, Path]]:
             yield item.relative_to(path).as_posix(), item
 
 
-def differs(path: Path, expected: FileDigest) -> str:
-    """Why `path` is not the file that `expected` describes; an empty string where it is."""
-    if not path.is_file():
-        return "is missing"
-    if path.stat().st_size != expected.size:
-        return f"has {path.stat().st_size} bytes, its manifest says {expected.size}"
-    return "" if digest_file(path).sha256 == expected.sha256 else "has another sha256 than its manifest says"
+def write_atomically(path: Path, content: str | bytes | Callable[[Path], object], *, fsync: bool = True) -> Path:
+    """Writes a file completely or not at all, and returns its path.
 
+    The content goes to `.NAME.RANDOM.part` in the same folder, which is renamed to `path` when it is complete and
+    removed if writing fails. Readers see the old file or the new one, also when several processes write at once.
 
-def write_atomically(path: Path, text: str) -> Path:
-    """Writes a text file whole or not at all: temporary file, fsync, rename."""
+    Args:
+        path: the file; missing folders above it are created.
+        content: text (written as UTF-8), bytes, or a function that writes a file at the path that it is called with.
+        fsync: flush the bytes to the disk before the rename, so that the file is complete after a power failure too.
+            Turn it off for files that may be lost, such as progress reports.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        if callable(content):
+            content(part)
+        else:
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
+        if fsync:
+            fsync_path(part)
+        os.replace(part, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
     return path
 
 
-def write_json(path: Path, value: Any) -> Path:
-    """`value` as sorted, indented JSON, written whole or not at all."""
-    return write_atomically(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, fsync: bool = True) -> Path:
+    """Writes `value` atomically as sorted, indented JSON, and returns the path.
+
+    Raises:
+        ValueError: `value` contains NaN or an infinity.
+    """
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    return write_atomically(path, text, fsync=fsync)
+
+
+def fsync_path(path: Path) -> None:
+    """Flushes a file's bytes, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
-def space_explained(where: Path) -> Iterator[None]:
-    """Turns a full disk (or quota) inside the block into a `UserError`; other errors pass."""
+def no_space_as_user_error(where: Path) -> Iterator[None]:
+    """Turns a full disk (or an exhausted quota) inside the block into a `UserError`; other errors pass.
+
+    Args:
+        where: named in the message if the operating system's error names no file.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise
         raise UserError(
-            "no space is left to write this; nothing half-written will be used",
-            where=str(where),
-            remedy="free some space, or point ROBUSTRAIN_HOME to a larger disk",
+            "no space is left to write this; no incomplete file is kept",
+            where=str(error.filename or where),
+            remedy="free some space, or set ROBUSTRAIN_HOME to a folder on a larger disk",
         ) from error

@@ -22,7 +22,7 @@ from components.data.config import BUILT_IN, S3, TAR_ENDINGS, EncodeConfig
 from components.data.encode_image import ImageItem
 from components.data.split import held_out, limited
 from components.errors import UserError, nearest
-from components.files import space_explained
+from components.files import no_space_as_user_error
 
 # MERGED
 # MERGED
@@ -178,7 +178,7 @@ def unpack(archive: Path, folder: Path) -> None:
         UserError: it is no whole tar archive, it holds an unsafe member, or no space is left.
     """
     try:
-        with space_explained(folder), tarfile.open(archive) as tar:
+        with no_space_as_user_error(folder), tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
     except tarfile.FilterError as error:
         raise UserError(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from components.attack.training_attacks import TRAINING_ATTACKS
 from components.errors import UserError, nearest
-from components.radius import Radius, check_radius
+from components.threats import Radius, check_radius
 
 
 class Part(BaseModel):

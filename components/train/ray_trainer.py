@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from components.errors import UserError
-from components.launch.ray_cluster import own_signals, start_ray
+from components.launch.ray_cluster import keep_sigterm_handler, start_ray
 from components.process import stage_cores
-from components.store.settings import Places
+from components.store.settings import StorageSettings
 from components.train.distributed import Distributed, device_for
 from components.train.prometheus import HOST_VARIABLE, PORT_VARIABLE
 from components.train.signals import StopRequests
@@ -85,9 +85,9 @@ def _cluster(config: TrainConfig) -> Iterator[None]:
     """Connects to the Ray cluster that this job was submitted to, or starts one that ends with the block."""
     import ray
 
-    os.environ.update(Places.from_environment().environment())
+    os.environ.update(StorageSettings.from_environment().environment())
     if os.environ.get("RAY_ADDRESS"):
-        with own_signals():
+        with keep_sigterm_handler():
             ray.init(address="auto", log_to_driver=True, runtime_env={"env_vars": _environment()})
         yield
         return
@@ -109,7 +109,7 @@ def _cluster(config: TrainConfig) -> Iterator[None]:
 
 def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in (PORT_VARIABLE, HOST_VARIABLE) if name in os.environ}
-    return {**_RAY_ENVIRONMENT, **Places.from_environment().environment(), **kept}
+    return {**_RAY_ENVIRONMENT, **StorageSettings.from_environment().environment(), **kept}
 
 
 def _fit_on_workers(work: Work, job: StageJob, config: TrainConfig) -> dict[str, Any]:
@@ -255,10 +255,10 @@ def reopen(spec: Any) -> StageJob:
     from components.store.objects import ObjectStore
     from components.store.tracking import Tracking
 
-    places = Places.from_environment()
-    tracking = Tracking(places)
+    storage = StorageSettings.from_environment()
+    tracking = Tracking(storage)
     inputs = {role: tracking.finished(parent, role) for role, parent in spec.parents.items()}
-    return StageJob(spec, inputs, tracking.attach(spec), ObjectStore(places.objects_uri, places.cache))
+    return StageJob(spec, inputs, tracking.attach(spec), ObjectStore(storage.objects_uri, storage.cache))
 
 
 def _forwarded_requests() -> Callable[[], bool]:

@@ -130,7 +130,7 @@ def _open_reporter(job: StageJob, config: TrainConfig, state: TrainState, distri
     from components.train.prometheus import start_metrics_server
 
     labels = {"stage": job.spec.name, "kind": job.spec.kind, "run": job.spec.run_id}
-    server = start_metrics_server(config.metrics_port, labels, info=job.run.say, warn=job.run.warn)
+    server = start_metrics_server(config.metrics_port, labels, info=job.run.info, warn=job.run.warn)
     dtype = state.precision.dtype
     return MetricsReporter(config, job.run, state.model, distributed.device, dtype, distributed.size, server)
 
@@ -142,7 +142,7 @@ def _resume(job: StageJob, state: TrainState, checkpoints: CheckpointManager | N
     found = checkpoints.latest() if checkpoints is not None else None
     if found is not None:
         state.restore(found)
-        job.run.say(f"continuing from epoch {state.position.epoch + 1}, batch {state.position.batch}")
+        job.run.info(f"continuing from epoch {state.position.epoch + 1}, batch {state.position.batch}")
     share_state(state, distributed, resumed=found is not None)
     warning = state.compute_setup.restore(distributed)
     if warning and distributed.is_main:

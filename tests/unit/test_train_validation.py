@@ -24,7 +24,12 @@ def _choice(history, epoch):
 def test_the_runner_up_is_the_second_best_and_not_the_best_before():
     history = [*_history((0.5, 0.2), (0.6, 0.4), (0.7, 0.3)), {"epoch": 4, "loss": 1.0}]
     described = _choice(history, 2)
-    assert (described["rule"], described["epoch"], described["robust_accuracy"], described["validations"]) == ("best validation", 2, 0.4, 3)
+    assert (described["rule"], described["epoch"], described["robust_accuracy"], described["validations"]) == (
+        "best validation",
+        2,
+        0.4,
+        3,
+    )
     assert described["runner_up"] == {"epoch": 3, "step": 15, "clean_accuracy": 0.7, "robust_accuracy": 0.3}
     assert described["split"] == SPLIT
 
