@@ -71,15 +71,15 @@ def test_robust_in_one_norm_only(robust):
 
 
 def test_overfitting_forgets_robustness_for_clean_accuracy(robust, data, tmp_path):
-    """A radius far below the probe's: the network goes on learning, but no longer what the probe asks for."""
+    """A radius far below the validation's: the network goes on learning, but no longer what the validation measures."""
     made = _on(robust, data, tmp_path, epochs=8, lr=6e-3, attack={"eps": 0.001, "steps": 1})
     assert "overfitting" in _signatures(train(made))
 
 
-def _falls_to_chance(robust, data, folder, **health):
+def _falls_to_chance(robust, data, folder, **monitor):
     """A radius that grows until nothing can be told apart."""
     attack = {"norm": "Linf", "eps": 0.9, "steps": 1, "return_iterate": "last", "eps_warmup_epochs": 3}
-    return _on(robust, data, folder, epochs=4, lr=2e-2, attack=attack, monitor=health)
+    return _on(robust, data, folder, epochs=4, lr=2e-2, attack=attack, monitor=monitor)
 
 
 def test_collapse_is_said(robust, data, tmp_path, capsys):
@@ -92,12 +92,12 @@ def test_collapse_stops(robust, data, tmp_path):
         train(_falls_to_chance(robust, data, tmp_path, on_collapse="stop"))
 
 
-def test_collapse_goes_back_to_smaller_steps(robust, data, tmp_path, capsys):
+def test_collapse_rolls_back_to_smaller_steps(robust, data, tmp_path, capsys):
     made = _falls_to_chance(robust, data, tmp_path, on_collapse="rollback", rollback_lr_factor=1e-4)
     result = train(made)
     assert result["monitor"]["num_rollbacks"] == 1
     assert result["monitor"]["lr_scale"] == 1e-4
-    assert "going back to the end of epoch" in capsys.readouterr().err
+    assert "rolling back to the end of epoch" in capsys.readouterr().err
     assert result["clean_accuracy"] > 0.5
     assert _history(made)[-1]["lr"] < 1e-8
 
@@ -116,8 +116,8 @@ def test_a_huge_rate_ends_in_no_numbers(data, tmp_path):
         train(job(data, tmp_path, **{**COMMON, **HUGE}))
 
 
-def test_and_goes_back_to_a_smaller_one(data, tmp_path):
-    health = {"on_non_finite": "rollback", "rollback_lr_factor": 1e-9}
-    result = train(job(data, tmp_path, **{**COMMON, **HUGE}, monitor=health))
+def test_and_rolls_back_to_a_smaller_one(data, tmp_path):
+    monitor = {"on_non_finite": "rollback", "rollback_lr_factor": 1e-9}
+    result = train(job(data, tmp_path, **{**COMMON, **HUGE}, monitor=monitor))
     assert _signatures(result) == ["non_finite"]
     assert result["clean_accuracy"] > 0.5

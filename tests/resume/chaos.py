@@ -93,7 +93,7 @@ class Chaos:
         from pipeline.recipe import build
 
         health = {"collapse_drop": 0.9 + number * 1e-6}
-        stages = {"digits": DATA, "adversarial": {**TRAINING, "workers": self._workers, "monitor": health}}
+        stages = {"digits": DATA, "adversarial": {**TRAINING, "num_workers": self._workers, "monitor": health}}
         return build({"name": "chaos", "seed": 5, "stages": stages})
 
     def _life(self, number, chance=None, moment=0.0, last="adversarial"):

@@ -55,7 +55,8 @@ def killed_in_upload(training):
             plain(local, artifact)
 
         store._copies._upload = dies
-    store._hands.copy.submit(lambda: None).result()  # the copying thread has its turn before every step
+    store.wait_until_written()  # only then is its copy in the copying thread's queue
+    store._threads.copy.submit(lambda: None).result()
 
 
 INTERRUPTIONS = {
