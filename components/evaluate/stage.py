@@ -67,7 +67,14 @@ def _evaluate(job: StageJob, config: EvaluateConfig, sides: tuple[int, ...], sha
     )
     folder = job.run.workdir / "attack"
     workload.write(folder, work, chosen.pixels, chosen.labels)
-    job.run.log_params({"images_digest": chosen.digest, "images": chosen.n, "device": shards.device})
+    job.run.log_params(
+        {
+            "images_digest": chosen.digest,
+            "images": chosen.n,
+            "device": shards.device,
+            "jpeg_decoder": chosen.jpeg_decoder,
+        }
+    )
     found = shards.run(folder, job.inputs["model"].path("model"), work, Board(job, work))
     outcomes = gather(work, found)
     document = {

@@ -48,7 +48,9 @@ def _quick(monkeypatch):
 @pytest.fixture
 def digits(run_stage):
     return run_stage(
-        "encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 40, "limit_val": 40}, name="digits"
+        "encode",
+        {"source": "digits", "max_short_side": 32, "mode": "raw", "max_train_images": 40, "max_val_images": 40},
+        name="digits",
     )
 
 
@@ -214,7 +216,9 @@ def test_what_cannot_be_measured_is_said_before_any_work(run_stage, trained, dig
 
 def test_a_model_of_other_classes_is_refused(run_stage, trained):
     shapes = run_stage(
-        "encode", {"source": "shapes", "side": 32, "mode": "raw", "limit_train": 40, "limit_val": 40}, name="shapes"
+        "encode",
+        {"source": "shapes", "max_short_side": 32, "mode": "raw", "max_train_images": 40, "max_val_images": 40},
+        name="shapes",
     )
     with pytest.raises(UserError, match="'net' knows 10 classes and the data set 'shapes'"):
         evaluated(run_stage, trained, shapes)
