@@ -120,7 +120,14 @@ def _attack(
     )
     folder = job.run.workdir / "attack"
     work_units.write(folder, work, chosen.pixels, chosen.labels)
-    job.run.log_params({"images_digest": chosen.digest, "images": chosen.n, "device": executor.device})
+    job.run.log_params(
+        {
+            "images_digest": chosen.digest,
+            "images": chosen.n,
+            "device": executor.device,
+            "jpeg_decoder": chosen.jpeg_decoder,
+        }
+    )
     return join_units(
         work, executor.run(folder, job.inputs["model"].path("model"), work, EvaluationProgress(job, work))
     )

@@ -84,7 +84,13 @@ def work(job: StageJob, world: World, outside: Callable[[], bool] = lambda: Fals
     try:
         _continue(job, state, store, world)
         if world.leads:
-            job.run.log_params({**_params(config, images.counts), "workers_taken": world.size})
+            job.run.log_params(
+                {
+                    **_params(config, images.counts),
+                    "workers_taken": world.size,
+                    "jpeg_decoder": images.train.jpeg_decoder,
+                }
+            )
         guard = Guard(
             config.health, state, world, images.num_classes, images.counts["held_out"], good, warn=job.run.warn
         )

@@ -129,7 +129,7 @@ def test_evaluation(name: str) -> None:
     assert sweep.resolutions == ((224, 256, 288) if transformer else (224, 256, 288, 320))
     assert [(one.norm, one.eps, one.attack) for one in sweep.threats] == [("Linf", 4 / 255, "apgd-ce+apgd-t")]
     encode = stages["imagenet"].config
-    assert (encode.side, encode.mode, encode.quality) == (256, "jpg", 90)
+    assert (encode.max_short_side, encode.mode, encode.quality) == (256, "jpg", 90)
 
 
 @pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row[1]])
