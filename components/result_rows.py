@@ -1,24 +1,20 @@
-"""Typed rows of every document that one part of the project writes and another one reads.
+"""Typed rows of an evaluation's `results.json` and `verdicts.json`.
 
-- `results.json` and `verdicts.json` of an evaluation: written by `components.evaluate`, read by report, promotion,
-  model card and `robustrain results`;
-- `history.json` of a training stage;
-- the live progress file of a running stage.
-
-Key names stand here and nowhere else. Accuracies are fractions, intervals are [low, high] at 95 %.
+They are written by `components.evaluate` and read by report, promotion, model card and `robustrain results`. Key names
+are defined here and nowhere else. Accuracies are fractions, intervals are [low, high] at 95 %.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.errors import UserError
-from components.threats import ATTACKS, Attack, attack_titled, radius_text, same_radius
+from components.threats import ATTACKS, Attack, attack_titled, radius_text, same_radius, threat_text
 
-RESULTS, VERDICTS, HISTORY = "results/results.json", "results/verdicts.json", "history.json"
+RESULTS, VERDICTS = "results/results.json", "results/verdicts.json"
 """Artifact paths of the documents."""
 
 ROBUST, WRONG = "robust", "wrong"
@@ -27,12 +23,17 @@ ROBUST, WRONG = "robust", "wrong"
 Interval = tuple[float, float]
 """(low, high)."""
 
+STEM_TITLES = {"patch": "PatchStem", "conv": "ConvStem"}
+"""Value of `stem` -> the stem's name in tables."""
 
-class _Row(BaseModel):
+
+class Row(BaseModel):
+    """Base of all rows: unknown keys, missing keys and NaN are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class PartRow(_Row):
+class PartRow(Row):
     """One part of an attack: images that it was given, images that it broke, seconds, summed over the batches."""
 
     attack: str
@@ -41,7 +42,7 @@ class PartRow(_Row):
     seconds: float
 
 
-class RowDetails(_Row):
+class RowDetails(Row):
     """The further conditions of one result.
 
     Attributes:
@@ -74,8 +75,20 @@ class RowDetails(_Row):
     largest_distance: float = 0.0
     warnings: tuple[str, ...] = ()
 
+    @property
+    def version(self) -> str:
+        """The attack's library, and its variant if it is a complete one: `pyautoattack 0.2.0, standard`."""
+        partial = self.attack_version.startswith("parts")
+        return self.attack_library if partial else f"{self.attack_library}, {self.attack_version}"
 
-class _Measured(_Row):
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Reservations of the evaluation itself: capped targets, warnings of the library, unverified images."""
+        unverified = (f"{self.unverified} adversarial images could not be verified",) if self.unverified else ()
+        return tuple(note for note in (self.targets_note, *self.warnings, *unverified) if note)
+
+
+class _Measured(Row):
     """What a result and a worst case have in common.
 
     Attributes:
@@ -91,6 +104,16 @@ class _Measured(_Row):
     stem: str
     dataset: str
     resolution: int
+
+    @property
+    def stem_title(self) -> str:
+        """The stem's name in tables: `ConvStem`."""
+        return STEM_TITLES.get(self.stem, self.stem)
+
+    @property
+    def model_title(self) -> str:
+        """Network and stem: `convnext_micro, ConvStem`."""
+        return f"{self.model}, {self.stem_title}"
 
 
 class ResultRow(_Measured):
@@ -110,17 +133,27 @@ class ResultRow(_Measured):
     interval: Interval
     details: RowDetails
 
+    @property
+    def threat(self) -> str:
+        """Norm and radius: `Linf 4/255`."""
+        return threat_text(self.norm, self.eps)
+
     def plain(self) -> dict[str, Any]:
         """The documented fields for JSON, without `details`."""
         return self.model_dump(mode="json", exclude={"details"})
 
 
-class RowThreat(_Row):
+class RowThreat(Row):
     """One threat of a worst case; `attack` is the attack's title."""
 
     norm: str
     eps: float
     attack: str
+
+    @property
+    def threat(self) -> str:
+        """Norm and radius: `Linf 4/255`."""
+        return threat_text(self.norm, self.eps)
 
 
 class WorstCaseRow(_Measured):
@@ -141,7 +174,7 @@ class WorstCaseRow(_Measured):
     interval: Interval
 
 
-class Conditions(_Row):
+class Conditions(Row):
     """What holds for every result of one evaluation; results under other conditions must not be compared.
 
     Attributes:
@@ -170,15 +203,26 @@ class Conditions(_Row):
     model_sha256: str
 
 
-class EvaluationResults(_Row):
+class EvaluationResults(Row):
     """`results.json`: the results of one `evaluate` or `sweep` stage, and the worst cases over its norms."""
 
     rows: tuple[ResultRow, ...]
     union: tuple[WorstCaseRow, ...] = ()
     conditions: Conditions
 
+    def with_stage_name(self, stage: str) -> EvaluationResults:
+        """The same results under another name of the training stage; unchanged for an empty name.
 
-class VerdictThreat(_Row):
+        A reused evaluation carries the names of the recipe that ran it first; the recipe at hand may have another one.
+        """
+        if not stage:
+            return self
+        rows = tuple(row.model_copy(update={"stage": stage}) for row in self.rows)
+        union = tuple(row.model_copy(update={"stage": stage}) for row in self.union)
+        return self.model_copy(update={"rows": rows, "union": union})
+
+
+class VerdictThreat(Row):
     """One threat of `verdicts.json`: `attack` is the attack's key, `n` the number of images (the first ones)."""
 
     norm: str
@@ -188,7 +232,7 @@ class VerdictThreat(_Row):
     n: int
 
 
-class ImageVerdicts(_Row):
+class ImageVerdicts(Row):
     """One image: its row in the encoded split, its label, and one entry a threat in the three lists.
 
     Entries are None for a threat that was measured on fewer images. Distances are norms of the perturbation.
@@ -207,7 +251,7 @@ class ImageVerdicts(_Row):
         return self.index, self.label
 
 
-class ResolutionVerdicts(_Row):
+class ResolutionVerdicts(Row):
     """The verdicts at one resolution in px."""
 
     resolution: int
@@ -262,7 +306,7 @@ def _words_of_robust(wanted: Attack, measured: Attack) -> frozenset[str]:
     return frozenset({ROBUST, *(part.title for part in measured.parts if part not in wanted.parts)})
 
 
-class Verdicts(_Row):
+class Verdicts(Row):
     """`verdicts.json`: every image's verdict under every threat, at every resolution."""
 
     verdicts: str = "robust; wrong: misclassified without an attack; else the part of the attack that broke it"
@@ -291,7 +335,7 @@ def read_results(document: object, *, where: str) -> EvaluationResults:
     Raises:
         UserError: it is not such a document, or was written by another version of Robustrain.
     """
-    return _read(EvaluationResults, document, where)
+    return read_document(EvaluationResults, document, where=where)
 
 
 def read_verdicts(document: object, *, where: str) -> Verdicts:
@@ -304,10 +348,15 @@ def read_verdicts(document: object, *, where: str) -> Verdicts:
     Raises:
         UserError: it is not such a document, or was written by another version of Robustrain.
     """
-    return _read(Verdicts, document, where)
+    return read_document(Verdicts, document, where=where)
 
 
-def _read(kind: type[_Document], document: object, where: str) -> _Document:
+def read_document(kind: type[_Document], document: object, *, where: str) -> _Document:
+    """Reads a document of one kind; `where` names the stage that wrote it.
+
+    Raises:
+        UserError: it is not such a document, or was written by another version of Robustrain.
+    """
     try:
         return kind.model_validate(document)
     except ValidationError as error:
@@ -334,44 +383,3 @@ def strongest(rows: Iterable[ResultRow]) -> list[ResultRow]:
 def _strength(row: ResultRow) -> tuple[int, int]:
     attack = attack_titled(row.attack)
     return attack.strength if attack else -1, row.n
-
-
-class HistoryEntry(TypedDict):
-    """One epoch of a training stage, as `history.json` holds it; accuracies are on held-out training images.
-
-    The entry also has what the optimizer and the machine did (`attack_gain`, `grad_norm`, `images_per_s`, ...) and
-    `robust_accuracy_<norm>` for the validation's extra norms.
-    """
-
-    epoch: int
-    step: int
-    lr: float
-    loss: float
-    clean_accuracy: NotRequired[float]
-    robust_accuracy: NotRequired[float]
-
-
-def history_entries(document: object) -> list[Mapping[str, Any]]:
-    """The entries of a `history.json` (see `HistoryEntry`), in order; an empty list for a stage that has none."""
-    return [entry for entry in document if isinstance(entry, Mapping)] if isinstance(document, list) else []
-
-
-class ProgressReport(TypedDict):
-    """The live progress file of a stage.
-
-    Attributes:
-        stage: the stage's name.
-        time: of writing, seconds since 1970.
-        state: `running`, `complete`, `reused` or `failed`.
-        phase, done, total, unit, rate, note: progress of a running stage; `rate` is in units per second.
-    """
-
-    stage: str
-    time: float
-    state: str
-    phase: NotRequired[str]
-    done: NotRequired[int]
-    total: NotRequired[int]
-    unit: NotRequired[str]
-    rate: NotRequired[float]
-    note: NotRequired[str]

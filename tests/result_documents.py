@@ -103,6 +103,14 @@ def verdicts_document(
     return {"resolutions": [{"resolution": resolution, "threats": listed, "images": images}]}
 
 
+def gallery_document(**changes: Any) -> dict[str, Any]:
+    """An entry of `gallery.json`, as JSON."""
+    files = {name: f"000-{name}.png" for name in ("clean", "adversarial", "difference")}
+    seen = {"index": 0, "label": "seven", "clean_prediction": "seven", "adversarial_prediction": "one"}
+    attacked = {"norm": "Linf", "eps": 0.15, "attack": "AutoAttack", "broken_by": "APGD-CE", "distance": 0.15}
+    return {**files, **seen, **attacked, "amplification": 3.333, "resolution": 32, **changes}
+
+
 def _image(index: int, verdicts: Sequence[str | None]) -> dict[str, Any]:
     label, broken = index % 10, [word not in (None, ROBUST, WRONG) for word in verdicts]
     clean = label + 1 if WRONG in verdicts else label

@@ -8,7 +8,6 @@ from components.errors import UserError
 from components.result_rows import (
     EvaluationResults,
     ResultRow,
-    history_entries,
     read_results,
     read_verdicts,
     strongest,
@@ -90,6 +89,24 @@ def test_strongest_attack_is_kept_then_the_larger_number_of_images():
     assert strongest([*rows, row(resolution=256, attack="APGD-CE")])[1].attack == "APGD-CE"
 
 
-def test_history_of_a_stage_without_one_is_empty():
-    assert history_entries(None) == []
-    assert history_entries([{"epoch": 1}]) == [{"epoch": 1}]
+def test_details_name_the_variant_of_a_complete_attack_only():
+    assert row().details.version == "pyautoattack 0.2.0, standard"
+    assert row(details={"attack_version": "parts of standard"}).details.version == "pyautoattack 0.2.0"
+
+
+def test_notes_are_the_reservations_of_the_evaluation_in_a_fixed_order():
+    found = row(details={"targets_note": "capped", "warnings": ["zero gradients"], "unverified": 2}).details
+    assert found.notes == ("capped", "zero gradients", "2 adversarial images could not be verified")
+    assert row().details.notes == ()
+
+
+def test_titles_of_model_and_threat():
+    assert (row().model_title, row(stem="patch").stem_title) == ("convnext_tiny, ConvStem", "PatchStem")
+    assert row(norm="L2", eps=2.0).threat == "L2 2"
+
+
+def test_results_of_a_reused_evaluation_take_the_name_of_the_recipe_at_hand():
+    results = read_results(results_document([row_document()], [worst_case_document()]), where="evaluate")
+    named = results.with_stage_name("adversarial-2")
+    assert {one.stage for one in (*named.rows, *named.union)} == {"adversarial-2"}
+    assert results.with_stage_name("") == results
