@@ -30,7 +30,7 @@ from components.evaluate.config import EvaluateConfig
 from components.evaluate.unit_worker import UnitWorker
 from components.evaluate.work_units import UnitResult, Workload, blocks
 from components.launch.ray_cluster import own_signals, start_ray
-from components.process import die_with_parent, keep_freed_memory, stage_cores
+from components.process import exit_with_parent, keep_freed_memory, stage_cores
 
 RAY_VARIABLE = "RAY_ADDRESS"
 _POLL_SECONDS = 0.2
@@ -237,7 +237,7 @@ def _prepare_child(parent: int, states: Any) -> None:
     global _parent, _states, _worker
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent(parent, signal.SIGKILL)
+    exit_with_parent(parent, signal.SIGKILL)
     import torch
 
     # Before anything else: with more than one thread a child would wait for an OpenMP pool that only its parent has.

@@ -1,4 +1,4 @@
-"""The model card: what a registered model is, how well it stands up to which attacks, and what it is not for."""
+"""The model card of a registered model: its network, its accuracy under which attacks, and its intended use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.promote.gate import Decision
-from components.threats import radius_text
+from components.result_rows import EvaluationResults, ResultRow
+from components.threats import radius_text, threat_text
 
 _NOT_FOR = (
     "Robust accuracies hold for the listed norms and radii only. They say nothing about other perturbations "
@@ -20,7 +21,7 @@ def model_card(
     *,
     name: str,
     model: Mapping[str, Any],
-    results: Mapping[str, Any],
+    results: EvaluationResults,
     decision: Decision,
     intended_use: str,
     lineage: Mapping[str, str],
@@ -29,24 +30,24 @@ def model_card(
 
     Args:
         model: `model.json` of the saved model.
-        results: `results.json` of the evaluation.
+        results: of the evaluation.
         lineage: further facts, one a line (stage, run, fingerprint, ...).
     """
-    conditions = results["conditions"]
+    conditions = results.conditions
     parts = [
         f"# {_plain(name)}",
         f"{_plain(model['name'])} with a {'ConvStem' if model['stem'] == 'conv' else 'PatchStem'}, "
-        f"{model['num_classes']} classes, {model['resolution']} px, trained on {_plain(conditions['dataset'])}.",
+        f"{model['num_classes']} classes, {model['resolution']} px, trained on {_plain(conditions.dataset)}.",
         "## Intended use",
         _plain(intended_use)
         or "Image classification where images may be perturbed on purpose within the radii below. "
-        "No use beyond that was stated by whoever trained it.",
+        "No use beyond that was stated.",
         _NOT_FOR,
         "## Accuracy",
-        _table(results["rows"]),
+        _table(results.rows),
         *_notes(results),
         "## Conditions",
-        _list({key: _word(value) for key, value in conditions.items()}),
+        _list({key: _word(value) for key, value in conditions.model_dump(mode="json").items()}),
         "## Decision",
         f"**{'Promoted to champion' if decision.promote else 'Not promoted: stays challenger'}.**",
         "\n".join(f"- {'no' if reason in decision.failed else 'yes'}: {_plain(reason)}" for reason in decision.reasons),
@@ -58,33 +59,31 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[ResultRow]) -> str:
     head = "| resolution | norm | radius | attack | n | clean | robust | 95 % interval |\n" + "|---" * 8 + "|"
     lines = [
-        f"| {row['resolution']} px | {row['norm']} | {radius_text(row['eps'])} | {row['attack']} | {row['n']} "
-        f"| {_percent(row['clean_accuracy'])} | {_percent(row['robust_accuracy'])} "
-        f"| {_percent(row['interval'][0])} to {_percent(row['interval'][1])} |"
+        f"| {row.resolution} px | {row.norm} | {radius_text(row.eps)} | {row.attack} | {row.n} "
+        f"| {_percent(row.clean_accuracy)} | {_percent(row.robust_accuracy)} "
+        f"| {_percent(row.interval[0])} to {_percent(row.interval[1])} |"
         for row in rows
     ]
     return "\n".join([head, *lines])
 
 
-def _notes(results: Mapping[str, Any]) -> list[str]:
-    notes = [
-        f"Worst case over {_threats(row)}, image by image: {_percent(row['robust_accuracy'])} "
-        f"({_percent(row['interval'][0])} to {_percent(row['interval'][1])}, n = {row['n']}, {row['resolution']} px)."
-        for row in results.get("union", [])
+def _notes(results: EvaluationResults) -> list[str]:
+    """The worst cases with their radii, which matter as much as their norms, and notes on capped targets."""
+    notes = []
+    for row in results.union:
+        threats = ", ".join(threat_text(one.norm, one.eps) for one in row.threats)
+        low, high = (_percent(bound) for bound in row.interval)
+        notes.append(
+            f"Worst case over {threats}, image by image: {_percent(row.robust_accuracy)} ({low} to {high}, "
+            f"n = {row.n}, {row.resolution} px)."
+        )
+    capped = [
+        f"{row.attack} {row.norm}: {row.details.targets_note}." for row in results.rows if row.details.targets_note
     ]
-    for row in results["rows"]:
-        if note := row["details"].get("targets_note"):
-            notes.append(f"{row['attack']} {row['norm']}: {note}.")
-    return list(dict.fromkeys(notes))
-
-
-def _threats(row: Mapping[str, Any]) -> str:
-    """The threats that a worst case is taken over; their radii matter as much as their norms."""
-    known = row.get("threats") or []
-    return ", ".join(f"{one['norm']} {radius_text(one['eps'])}" for one in known) or ", ".join(row["norms"])
+    return list(dict.fromkeys([*notes, *capped]))
 
 
 def _input(model: Mapping[str, Any]) -> str:
@@ -103,7 +102,7 @@ def _word(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that cannot start Markdown or HTML of its own; names of stages and classes come from recipes and folders."""
+    """Text in which Markdown and HTML are escaped; names of stages and classes come from recipes and folders."""
     escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
     return "".join(f"\\{letter}" if letter in "|`*[]" else letter for letter in escaped)
 
