@@ -64,14 +64,17 @@ class GalleryEntry(Row):
     """One sample of an evaluation's gallery: an entry of `gallery/gallery.json`.
 
     Attributes:
+        clean, adversarial, difference: names or paths of PNG files.
         index: row of the image in the encoded split.
         label, clean_prediction, adversarial_prediction: names of classes.
         attack: the attack's title; `broken_by` the image's verdict.
         distance: norm of the perturbation.
         amplification: factor by which the difference is stretched in its picture.
-        clean, adversarial, difference: names or paths of PNG files.
     """
 
+    clean: str
+    adversarial: str
+    difference: str
     index: int
     label: str
     clean_prediction: str
@@ -83,9 +86,6 @@ class GalleryEntry(Row):
     distance: float
     amplification: float
     resolution: int
-    clean: str
-    adversarial: str
-    difference: str
 
     @property
     def threat(self) -> str:
