@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.errors import EXIT_STATUS, UserError
-from pipeline.kubeflow import cancel_on_kubeflow, run_on_kubeflow
 from pipeline.running import check_machine, console_of_ours, run_here_and_tell, show_results, shown
 
 if TYPE_CHECKING:
@@ -59,6 +58,8 @@ def run(
     """Run a recipe: finished stages are reused, interrupted ones continued, the rest is done."""
     chosen = _load(recipe, overrides, again)
     if on == "kubeflow":
+        from pipeline.kubeflow import run_on_kubeflow
+
         run_on_kubeflow(chosen, wait, tuple(again or ()), jobs)
     elif on == "here":
         run_here_and_tell(chosen, tuple(again or ()), jobs)
@@ -204,6 +205,8 @@ def cancel(
     run_id: Annotated[str, typer.Argument(metavar="RUN", help="id of a run on Kubeflow, as `run` has printed it")],
 ) -> None:
     """End a run on Kubeflow and delete its RayJobs."""
+    from pipeline.kubeflow import cancel_on_kubeflow
+
     cancel_on_kubeflow(run_id)
 
 

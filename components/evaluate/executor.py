@@ -29,7 +29,7 @@ from components.evaluate import work_units
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.unit_worker import UnitWorker
 from components.evaluate.work_units import UnitResult, Workload, blocks
-from components.launch.ray_cluster import own_signals, start_ray
+from components.launch.ray_cluster import keep_sigterm_handler, start_ray
 from components.process import exit_with_parent, keep_freed_memory, stage_cores
 
 RAY_VARIABLE = "RAY_ADDRESS"
@@ -274,7 +274,7 @@ def _run_on_ray(config: EvaluateConfig, folder: Path, model_folder: Path, worklo
 
     address = os.environ.get(RAY_VARIABLE) or "local"
     if address != "local":
-        with own_signals():
+        with keep_sigterm_handler():
             ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     elif not ray.is_initialized():
         start_ray(log_to_driver=False)
