@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel
 
 from components.errors import UserError, nearest
-from pipeline.stages import STAGES, TRAINING
+from pipeline.stages import STAGES
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -87,7 +87,12 @@ def _refuse(key: str, part: str, known: list[str], what: str) -> None:
 
 def _words(name: str, kind: str) -> list[str]:
     """What a key may call a stage, the most special first."""
-    return [name, kind, *([TRAINS] if kind in TRAINING else []), *([EVERY] if kind in STAGES else [])]
+    return [
+        name,
+        kind,
+        *([TRAINS] if kind in STAGES and STAGES[kind].trains else []),
+        *([EVERY] if kind in STAGES else []),
+    ]
 
 
 def _places(key: str) -> list[tuple[str, str]]:
