@@ -1,6 +1,6 @@
 """Typed records that stages leave for others, besides the results of evaluations (see `components.result_rows`).
 
-- `history.json` of a training stage;
+- `history.json` of a training stage, and the events of its monitor;
 - the live progress file of a running stage;
 - `gallery/gallery.json` of an evaluation.
 
@@ -37,6 +37,27 @@ class HistoryEntry(TypedDict):
 def history_entries(document: object) -> list[Mapping[str, Any]]:
     """The entries of a `history.json` (see `HistoryEntry`), in order; an empty list for a stage that has none."""
     return [entry for entry in document if isinstance(entry, Mapping)] if isinstance(document, list) else []
+
+
+class MonitorEvent(TypedDict):
+    """A failure signature when it appeared in a training: an entry of `monitor.events` of the stage's result.
+
+    Attributes:
+        sentence: what was seen.
+        action: what followed: `warn`, `stop` or `rollback`.
+        lr_scale: factor on the learning rate from then on.
+    """
+
+    epoch: int
+    signature: str
+    sentence: str
+    action: str
+    lr_scale: float
+
+
+def monitor_events(result: Mapping[str, Any]) -> list[MonitorEvent]:
+    """The events in the result of a training stage, in order; an empty list for a result without a monitor."""
+    return list((result.get("monitor") or {}).get("events", []))
 
 
 class ProgressReport(TypedDict):
