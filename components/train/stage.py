@@ -9,6 +9,7 @@ from torch import nn
 
 from components.errors import UserError
 from components.files import write_json
+from components.stage_records import HISTORY
 from components.train.config import CONFIGS, TrainConfig
 from components.train.validation import describe_choice
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from components.train.metrics import MetricsReporter
     from components.train.state import TrainState
 
-MODEL, HISTORY = "model", "history.json"
+MODEL = "model"
 
 
 def run(job: StageJob) -> dict[str, Any]:
@@ -88,7 +89,8 @@ def work(job: StageJob, distributed: Distributed, stop_requested: Callable[[], b
     try:
         _resume(job, state, checkpoints, distributed)
         if distributed.is_main:
-            job.run.log_params({**_params(config, images.counts), "actual_workers": distributed.size})
+            found = {"actual_workers": distributed.size, "jpeg_decoder": images.train.jpeg_decoder}
+            job.run.log_params({**_params(config, images.counts), **found})
         classes, held_out = images.num_classes, images.counts["held_out"]
         monitor = TrainingMonitor(config.monitor, state, distributed, classes, held_out, good_states, warn=job.run.warn)
         training = Training(

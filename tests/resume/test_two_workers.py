@@ -46,7 +46,7 @@ def killed_in_upload(training):
     """The leading worker dies while the second checkpoint is on its way to the store."""
     store = training.checkpoints
     if training.state.position.step == 0:
-        plain, copies = store._copies._upload, []
+        plain, copies = store._mirror._upload, []
 
         def dies(local, artifact):
             copies.append(artifact)
@@ -54,7 +54,7 @@ def killed_in_upload(training):
                 die()
             plain(local, artifact)
 
-        store._copies._upload = dies
+        store._mirror._upload = dies
     store.wait_until_written()  # only then is its copy in the copying thread's queue
     store._threads.copy.submit(lambda: None).result()
 
