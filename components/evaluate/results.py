@@ -14,7 +14,7 @@ from components.evaluate.library import LIBRARY, targets, targets_note
 from components.evaluate.outcomes import Outcome
 from components.evaluate.statistics import survives_all
 from components.evaluate.sweep import RADII_NOTE
-from components.models.card import ModelCard
+from components.models.weights import ModelCard
 from components.statistics import INTERVAL_NAME, wilson
 
 PRECISION = "fp32"

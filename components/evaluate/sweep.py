@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.library import refuse_impossible
-from components.models.card import ModelCard
 from components.models.resolution import set_resolution
-from components.models.weights import build_from_card
+from components.models.weights import ModelCard, build_from_card
 
 RADII_NOTE = "radii are those of the threat at every resolution; L2 and L1 budgets are not scaled with the pixels"
 

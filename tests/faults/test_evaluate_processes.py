@@ -19,8 +19,7 @@ from components.evaluate.processes import Processes
 from components.evaluate.shards import opened, processes_wanted
 from components.evaluate.workload import Workload
 from components.models.build import build_model
-from components.models.card import ModelCard
-from components.models.weights import load_model, save_model
+from components.models.weights import ModelCard, load_model, save_model
 
 THREATS = (Threat(eps=0.002, attack="apgd-ce"), Threat(norm="L2", eps=0.05, attack="apgd-ce+apgd-t", n=4))
 

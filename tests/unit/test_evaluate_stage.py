@@ -10,8 +10,7 @@ import components.models  # noqa: F401
 from components.errors import UserError
 from components.evaluate import autoattack, library
 from components.models.build import build_model
-from components.models.card import ModelCard
-from components.models.weights import save_model
+from components.models.weights import ModelCard, save_model
 
 KEYS = [
     "stage",

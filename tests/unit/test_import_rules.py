@@ -15,7 +15,7 @@ LEAVES = {"errors", "files", "fingerprint", "process", "radius", "statistics"}
 ALLOWED = {
     **{leaf: {leaf, "errors"} for leaf in LEAVES},
     "statistics": {"statistics"},
-    "models": {"models", "errors"},
+    "models": {"models", "errors", "files"},
     "attack": {"attack", "errors"},
     "store": {"store", *LEAVES},
     "launch": {"launch", "store", *LEAVES},
