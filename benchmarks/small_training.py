@@ -11,7 +11,7 @@ from components.data import stage as encode
 from components.process import stage_cores
 from components.store.execute import StageJob, execute
 from components.store.objects import ObjectStore
-from components.store.settings import Places
+from components.store.settings import StorageSettings
 from components.store.spec import ParentRef, StageSpec
 from components.store.tracking import Tracking
 from components.train.checkpoint_manager import CheckpointStore
@@ -32,8 +32,8 @@ class Home:
     """A home folder with encoded images, and training stages on them."""
 
     def __init__(self, folder: Path, *, network: str, batch: int) -> None:
-        self.places = Places.from_environment({}, home=folder)
-        self.tracking = Tracking(self.places)
+        self.storage = StorageSettings.from_environment({}, home=folder)
+        self.tracking = Tracking(self.storage)
         self.network, self.batch, self._jobs = network, batch, 0
         self.world = World(device=torch.device("cpu"))
         torch.set_num_threads(stage_cores())
@@ -49,7 +49,7 @@ class Home:
         }
         spec = StageSpec(name="data", kind="encode", config=config, seed=SEED, fingerprint="d" * 64)
         spec = spec.model_copy(update={"run_id": self.tracking.begin(spec)})
-        execute(spec, self.places, encode.run)
+        execute(spec, self.storage, encode.run)
         return ParentRef(name="data", kind="encode", run_id=spec.run_id, fingerprint=spec.fingerprint)
 
     def job(self, **change: Any) -> StageJob:
@@ -80,7 +80,7 @@ class Home:
         )
         spec = spec.model_copy(update={"run_id": self.tracking.begin(spec)})
         inputs = {"data": self.tracking.finished(self._data, "data")}
-        objects = ObjectStore(self.places.objects_uri, self.places.cache)
+        objects = ObjectStore(self.storage.objects_uri, self.storage.cache)
         return StageJob(spec, inputs, self.tracking.attach(spec), objects)
 
     def training(self, job: StageJob) -> Training:

@@ -52,7 +52,7 @@ def keep_freed_memory() -> bool:
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
+def exit_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
     """Linux: this process gets a signal when the thread that started it dies.
 
     Args:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.errors import EXIT_STATUS, UserError
-from pipeline.kubeflow import cancel_on_kubeflow, run_on_kubeflow
 from pipeline.running import check_machine, console_of_ours, run_here_and_tell, show_results, shown
 
 if TYPE_CHECKING:
@@ -59,6 +58,8 @@ def run(
     """Run a recipe: finished stages are reused, interrupted ones continued, the rest is done."""
     chosen = _load(recipe, overrides, again)
     if on == "kubeflow":
+        from pipeline.kubeflow import run_on_kubeflow
+
         run_on_kubeflow(chosen, wait, tuple(again or ()), jobs)
     elif on == "here":
         run_here_and_tell(chosen, tuple(again or ()), jobs)
@@ -73,10 +74,10 @@ def plan(recipe: RecipeName, overrides: Overrides = None, again: Again = None, a
     Nothing is run and no run is changed. The digest of a folder of images is kept in the home, so that it is not read
     again the next time.
     """
-    from components.store.settings import Places
+    from components.store.settings import StorageSettings
     from pipeline.plan import plan as planned
 
-    stages = planned(_load(recipe, overrides, again), Places.from_environment(), tuple(again or ()))
+    stages = planned(_load(recipe, overrides, again), StorageSettings.from_environment(), tuple(again or ()))
     if as_json:
         _print_json([stage.as_dict() for stage in stages])
         return
@@ -107,10 +108,10 @@ def compile_(
 @app.command(epilog="Example: robustrain results --json")
 def results(run_id: WhichRun = "", as_json: AsJson = False) -> None:
     """Show every robust accuracy of a run with its conditions."""
-    from components.store.settings import Places
+    from components.store.settings import StorageSettings
     from pipeline.results import read
 
-    found = read(Places.from_environment(), run_id)
+    found = read(StorageSettings.from_environment(), run_id)
     if as_json:
         _print_json(found.plain())
         print(found.notice(), end="\n" if found.notice() else "", file=sys.stderr)
@@ -129,10 +130,10 @@ def report(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="copy the page to this file")] = None,
 ) -> None:
     """Say where the HTML report of a run lies, or copy it."""
-    from components.store.settings import Places
+    from components.store.settings import StorageSettings
     from pipeline.results import read
 
-    found = read(Places.from_environment(), run_id)
+    found = read(StorageSettings.from_environment(), run_id)
     if not found.report:
         raise found.no_report()
     if output is None:
@@ -180,7 +181,7 @@ def experiments(
     ] = None,
 ) -> None:
     """Run the small experiments one after the other and write one page that links their reports."""
-    from components.store.settings import Places
+    from components.store.settings import StorageSettings
     from pipeline import experiments as rooms
 
     chosen, console = rooms.load_all(recipes or ()), console_of_ours()
@@ -190,7 +191,7 @@ def experiments(
         console.print(f"\n{recipe.name}: {recipe.head.summary}", highlight=False)
         return shown(recipe, console)
 
-    page, entries = rooms.run_all(chosen, Places.from_environment(), run)
+    page, entries = rooms.run_all(chosen, StorageSettings.from_environment(), run)
     for entry in entries:
         if entry.problem:
             print(f"error: {entry.name}: {entry.problem}", file=sys.stderr)
@@ -204,16 +205,18 @@ def cancel(
     run_id: Annotated[str, typer.Argument(metavar="RUN", help="id of a run on Kubeflow, as `run` has printed it")],
 ) -> None:
     """End a run on Kubeflow and delete its RayJobs."""
+    from pipeline.kubeflow import cancel_on_kubeflow
+
     cancel_on_kubeflow(run_id)
 
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine has, what it lacks, and what to type."""
-    from components.store.settings import Places
+    from components.store.settings import StorageSettings
     from pipeline.doctor import examine
 
-    findings = examine(Places.from_environment())
+    findings = examine(StorageSettings.from_environment())
     if as_json:
         _print_json([finding.as_dict() for finding in findings])
     else:

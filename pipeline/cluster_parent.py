@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.store.run import COMPLETE, FAILED
-from components.store.settings import KFP_RUN_VARIABLE, Places
+from components.store.settings import KFP_RUN_VARIABLE, StorageSettings
 
 
-def opened(places: Places, recipe: Mapping[str, Any]) -> str:
+def opened(storage: StorageSettings, recipe: Mapping[str, Any]) -> str:
     """The parent run's id, made if there is none; empty where this is no run of Kubeflow.
 
     Args:
@@ -25,26 +25,26 @@ def opened(places: Places, recipe: Mapping[str, Any]) -> str:
     from components.store.tracking import Tracking
 
     kfp_run = os.environ.get(KFP_RUN_VARIABLE, "")
-    return Tracking(places).cluster_run(kfp_run, recipe) if kfp_run else ""
+    return Tracking(storage).cluster_run(kfp_run, recipe) if kfp_run else ""
 
 
-def close_when_complete(places: Places, run: str) -> None:
+def close_when_complete(storage: StorageSettings, run: str) -> None:
     """Marks the parent complete once every stage of its recipe is. Does nothing for an empty id."""
     from components.store.tracking import Tracking
 
     if not run:
         return
-    tracking = Tracking(places)
+    tracking = Tracking(storage)
     names = tracking.recipe_of(run).get("stages", {})
     stages = tracking.stages_of(run)
     if names and all(name in stages and tracking.is_complete(stages[name][0]) for name in names):
         tracking.close_pipeline_run(run, state=COMPLETE)
 
 
-def failed(places: Places, run: str) -> None:
+def failed(storage: StorageSettings, run: str) -> None:
     """Marks the parent failed. Does nothing for an empty id; a tracking server that is away hides no other error."""
     from components.store.tracking import Tracking
 
     with contextlib.suppress(Exception):
         if run:
-            Tracking(places).close_pipeline_run(run, state=FAILED)
+            Tracking(storage).close_pipeline_run(run, state=FAILED)

@@ -17,9 +17,9 @@ from typing import Any
 from components.errors import EXIT_STATUS, UserError
 from components.files import write_json
 from components.launch import warm
-from components.process import CORES_VARIABLE, available_cores, die_with_parent
+from components.process import CORES_VARIABLE, available_cores, exit_with_parent
 from components.store.progress import Progress
-from components.store.settings import Places
+from components.store.settings import StorageSettings
 from pipeline.crew import Crew, lanes_for
 from pipeline.handover import HANDOVER_VARIABLE, handing_over
 from pipeline.order import order_of
@@ -37,12 +37,12 @@ def open_run(recipe: dict[str, Any]) -> dict[str, Any]:
     """
     from components.store.tracking import Tracking
 
-    places = Places.from_environment()
-    tracking, chosen = Tracking(places), build(recipe)
+    storage = StorageSettings.from_environment()
+    tracking, chosen = Tracking(storage), build(recipe)
     tracking.close_left_open()
     run_id = tracking.open_pipeline_run(recipe["name"], {"recipe": recipe["name"]}, recipe)
     reused = {}
-    for name, digest in _fingerprints(chosen, places).items():
+    for name, digest in _fingerprints(chosen, storage).items():
         found = reusable(tracking, name, digest)
         if found is not None:
             tracking.record_stage(run_id, name, found.run_id, "reused")
@@ -50,10 +50,10 @@ def open_run(recipe: dict[str, Any]) -> dict[str, Any]:
     return {"run_id": run_id, "reused": reused}
 
 
-def _fingerprints(recipe: Recipe, places: Places) -> dict[str, str]:
+def _fingerprints(recipe: Recipe, storage: StorageSettings) -> dict[str, str]:
     """Of all stages; none where one's images cannot be read, which that stage itself will say."""
     try:
-        return fingerprints(recipe, places.cache)
+        return fingerprints(recipe, storage.cache)
     except UserError:
         return {}
 
@@ -66,16 +66,16 @@ def close_run(run_id: str, state: str) -> dict[str, Any]:
     from components.store.tracking import Tracking
     from pipeline.results import read
 
-    places = Places.from_environment()
-    Tracking(places).close_pipeline_run(run_id, state=state)
-    found = read(places, run_id)
+    storage = StorageSettings.from_environment()
+    Tracking(storage).close_pipeline_run(run_id, state=state)
+    found = read(storage, run_id)
     return {"rows": found.rows, "worst_case": found.worst_case, "report": found.report}
 
 
 def main(request: Path) -> None:
     """The child: starts the host, opens the parent run, works ahead, and lets KFP run the graph."""
     asked = json.loads(request.read_text())
-    die_with_parent(asked["command"])
+    exit_with_parent(asked["command"])
     recipe, folder = build(asked["recipe"]), request.parent
     log = folder / "tracking.log"
     with handing_over(folder), warm.hosted(folder, ("mlflow.tracking",)) as socket:
@@ -104,7 +104,7 @@ def _work_ahead(recipe: Recipe, run_id: str, folder: Path, jobs: int, reused: di
         return bring_to_completion(order_of(recipe.stages[name], recipe), parents, run_id)
 
     for name, facts in reused.items():
-        Progress(name).state("reused", **facts)
+        Progress(name).set_state("reused", **facts)
     tokens = {name: token(facts["run_id"], facts["fingerprint"]) for name, facts in reused.items()}
     crew = Crew(recipe, folder, bring, lanes, tokens)
     os.environ[HANDOVER_VARIABLE] = str(folder)

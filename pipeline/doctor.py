@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from components.store.settings import Places
+from components.store.settings import StorageSettings
 
 NEEDED_GB = 2.0
 """Free space below which a quickstart may not fit (its home takes about 0.2 GB), with room for a data set."""
@@ -33,17 +33,26 @@ class Finding:
         return dict(vars(self))
 
 
-def examine(places: Places) -> list[Finding]:
+def examine(storage: StorageSettings) -> list[Finding]:
     """All checks that need no cluster, in a fixed order."""
-    checks: list[Callable[[Places], Finding]] = [_python, _training, _ffcv, _turbojpeg, _gpu, _space, _home, _tracking]
-    return [check(places) for check in checks]
+    checks: list[Callable[[StorageSettings], Finding]] = [
+        _python,
+        _training,
+        _ffcv,
+        _turbojpeg,
+        _gpu,
+        _space,
+        _home,
+        _tracking,
+    ]
+    return [check(storage) for check in checks]
 
 
-def lacking(places: Places) -> Finding | None:
+def lacking(storage: StorageSettings) -> Finding | None:
     """The first thing without which nothing can run on this machine; quick, as every run begins with it."""
-    checks: list[Callable[[Places], Finding]] = [_training, _home, _space]
+    checks: list[Callable[[StorageSettings], Finding]] = [_training, _home, _space]
     # Without the training packages a machine can still plan and submit: for `doctor` that is no error, for a run it is.
-    return next((found for found in (check(places) for check in checks) if found.state != "ok"), None)
+    return next((found for found in (check(storage) for check in checks) if found.state != "ok"), None)
 
 
 def _version(package: str) -> str:
@@ -53,12 +62,12 @@ def _version(package: str) -> str:
         return ""
 
 
-def _python(places: Places) -> Finding:
+def _python(storage: StorageSettings) -> Finding:
     cores = len(os.sched_getaffinity(0))
     return Finding("machine", "ok", f"Python {platform.python_version()}, {cores} cores")
 
 
-def _training(places: Places) -> Finding:
+def _training(storage: StorageSettings) -> Finding:
     packages = ("torch", "timm", "ray", "pyautoattack", "safetensors")
     missing = [name for name in packages if not _version(name)]
     if missing:
@@ -67,7 +76,7 @@ def _training(places: Places) -> Finding:
     return Finding("training", "ok", ", ".join(f"{name} {_version(name)}" for name in packages))
 
 
-def _ffcv(places: Places) -> Finding:
+def _ffcv(storage: StorageSettings) -> Finding:
     remedy = "type `make ffcv` as root (it installs Debian packages and builds one extension)"
     if not importlib.util.find_spec("ffcv"):
         return Finding("ffcv", "warning", "not installed; the native loader reads the same files", remedy)
@@ -81,7 +90,7 @@ def _ffcv(places: Places) -> Finding:
     return Finding("ffcv", "ok", f"{_version('ffcv')}; `loader: ffcv` and `auto` can use it")
 
 
-def _turbojpeg(places: Places) -> Finding:
+def _turbojpeg(storage: StorageSettings) -> Finding:
     import ctypes.util
 
     if ctypes.util.find_library("turbojpeg"):
@@ -89,13 +98,13 @@ def _turbojpeg(places: Places) -> Finding:
     return Finding("libjpeg-turbo", "warning", "not found", "install Debian's libturbojpeg0 for the fast JPEG decoder")
 
 
-def _gpu(places: Places) -> Finding:
+def _gpu(storage: StorageSettings) -> Finding:
     tool = shutil.which("nvidia-smi")
     return Finding("gpu", "ok", "nvidia-smi found" if tool else "none; everything runs on the CPU in fp32")
 
 
-def _space(places: Places) -> Finding:
-    at = places.home
+def _space(storage: StorageSettings) -> Finding:
+    at = storage.home
     while not at.exists():
         at = at.parent
     free = shutil.disk_usage(at).free / 1e9
@@ -105,16 +114,16 @@ def _space(places: Places) -> Finding:
     return Finding("space", "ok", f"{free:.0f} GB free at {at}")
 
 
-def _home(places: Places) -> Finding:
-    at, remedy = places.home, "set ROBUSTRAIN_HOME to a folder of yours"
+def _home(storage: StorageSettings) -> Finding:
+    at, remedy = storage.home, "set ROBUSTRAIN_HOME to a folder of yours"
     while not at.exists():
         at = at.parent
     if not at.is_dir():
         return Finding("home", "error", f"{at} is a file, not a folder", remedy)
     if os.access(at, os.W_OK):
-        return Finding("home", "ok", str(places.home))
+        return Finding("home", "ok", str(storage.home))
     return Finding("home", "error", f"{at} cannot be written", remedy)
 
 
-def _tracking(places: Places) -> Finding:
-    return Finding("tracking", "ok", places.tracking_uri)
+def _tracking(storage: StorageSettings) -> Finding:
+    return Finding("tracking", "ok", storage.tracking_uri)

@@ -15,7 +15,7 @@ from pathlib import Path
 from components.errors import UserError
 from components.files import write_json
 from components.launch.warm import CallFailed, Said
-from components.store.locks import claim, is_held
+from components.store.locks import file_lock, is_held
 
 HANDOVER_VARIABLE = "ROBUSTRAIN_HANDOVER"
 """The folder; only set in the steps of a run on this machine."""
@@ -24,7 +24,7 @@ _LOCK = "conductor.lock"
 
 def handing_over(folder: Path) -> AbstractContextManager[None]:
     """Around everything that is handed over: says, for as long as this process lives, that waiting makes sense."""
-    return claim(folder / _LOCK)
+    return file_lock(folder / _LOCK)
 
 
 def hand_over(folder: Path, stage: str, token: str) -> None:

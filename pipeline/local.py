@@ -21,8 +21,8 @@ from typing import Any
 from components.errors import EXIT_STATUS
 from components.files import write_atomically
 from components.store.locks import only_run_in
-from components.store.progress import LIVE_VARIABLE, read_said
-from components.store.settings import Places
+from components.store.progress import LIVE_VARIABLE, read_messages
+from components.store.settings import StorageSettings
 from components.store.tracking import ADOPTED_VARIABLE
 from pipeline.recipe import Recipe
 from pipeline.sessions import end_session
@@ -67,7 +67,7 @@ class Outcome:
 
 def run_here(
     recipe: Recipe,
-    places: Places,
+    storage: StorageSettings,
     *,
     again: tuple[str, ...] = (),
     jobs: int = 0,
@@ -84,8 +84,8 @@ def run_here(
         UserError: another run is under way in the same home.
         KeyboardInterrupt: after everything that was started has ended.
     """
-    with only_run_in(places.home):
-        folder = places.home / "live" / time.strftime("%Y%m%d-%H%M%S")
+    with only_run_in(storage.home):
+        folder = storage.home / "live" / time.strftime("%Y%m%d-%H%M%S")
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "pipeline.log"
         asked = {"recipe": recipe.resolved(), "jobs": jobs, "command": os.getpid()}
@@ -97,7 +97,7 @@ def run_here(
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(places, folder, again),
+                env=_environment(storage, folder, again),
                 start_new_session=True,
             )
         with _signals_to(child):
@@ -113,11 +113,11 @@ def run_here(
     )
 
 
-def _environment(places: Places, folder: Path, again: tuple[str, ...]) -> dict[str, str]:
+def _environment(storage: StorageSettings, folder: Path, again: tuple[str, ...]) -> dict[str, str]:
     # A run that somebody opened for something else must not become the run of every stage.
     kept = {name: value for name, value in os.environ.items() if name != ADOPTED_VARIABLE}
     ours = {LIVE_VARIABLE: str(folder), "PYTHONUNBUFFERED": "1", AGAIN_VARIABLE: ",".join(again)}
-    return {**kept, **places.environment(), **ours}
+    return {**kept, **storage.environment(), **ours}
 
 
 def _lives(child: subprocess.Popen[bytes]) -> bool:
@@ -128,7 +128,7 @@ def _lives(child: subprocess.Popen[bytes]) -> bool:
 def reports(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The last live report of every stage that has one."""
     found = {name: _written(folder / f"{name}.json", {}) for name in recipe.stages}
-    said = {name: read_said(folder / f"{name}.json") for name in found}
+    said = {name: read_messages(folder / f"{name}.json") for name in found}
     return {name: {**report, "said": said[name]} for name, report in found.items() if report}
 
 

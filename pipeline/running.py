@@ -41,24 +41,24 @@ def run_here_and_tell(recipe: Recipe, again: tuple[str, ...], jobs: int) -> None
 
 def check_machine() -> None:
     """Raises what a run cannot do without, of all that `robustrain doctor` looks at."""
-    from components.store.settings import Places
+    from components.store.settings import StorageSettings
     from pipeline.doctor import lacking
 
-    finding = lacking(Places.from_environment())
+    finding = lacking(StorageSettings.from_environment())
     if finding:
         raise UserError(finding.fact, where=finding.what, remedy=finding.remedy)
 
 
 def shown(recipe: Recipe, console: Console, again: tuple[str, ...] = (), jobs: int = 0) -> Outcome:
     """Runs a recipe here with its live lines."""
-    from components.store.settings import Places
+    from components.store.settings import StorageSettings
     from pipeline.display import Display
     from pipeline.local import run_here
 
     display = Display(recipe, console)
     try:
         with display.shown():
-            return run_here(recipe, Places.from_environment(), again=again, jobs=jobs, watch=display.update)
+            return run_here(recipe, StorageSettings.from_environment(), again=again, jobs=jobs, watch=display.update)
     except KeyboardInterrupt:
         console.print("stopped. Start again to go on: complete stages are reused, the interrupted one continues.")
         raise typer.Exit(130) from None
@@ -66,7 +66,7 @@ def shown(recipe: Recipe, console: Console, again: tuple[str, ...] = (), jobs: i
 
 def _conclude(outcome: Outcome, console: Console) -> None:
     """The table, the report's path and the MLflow command; or the cause and the log."""
-    from components.store.settings import Places
+    from components.store.settings import StorageSettings
 
     if not outcome.ok:
         _say_why(outcome)
@@ -75,7 +75,7 @@ def _conclude(outcome: Outcome, console: Console) -> None:
         show_results(outcome.rows, outcome.worst_case, console)
     if outcome.report:
         print(f"\nreport:  {outcome.report}")
-    print(f"MLflow:  {mlflow_command()} ui --backend-store-uri {Places.from_environment().tracking_uri}")
+    print(f"MLflow:  {mlflow_command()} ui --backend-store-uri {StorageSettings.from_environment().tracking_uri}")
 
 
 def mlflow_command() -> str:
@@ -101,7 +101,7 @@ def _say_why(outcome: Outcome) -> NoReturn:
 
 def show_results(rows: list[dict[str, Any]], worst_case: list[dict[str, Any]], console: Console) -> None:
     """Prints results as a table, the worst cases over the norms, and the conditions that hold for all of them."""
-    from pipeline.report.terminal import terminal_conditions, terminal_table, terminal_worst_cases
+    from components.report.terminal import terminal_conditions, terminal_table, terminal_worst_cases
 
     console.print(terminal_table(rows))
     if (worst := terminal_worst_cases(worst_case)) is not None:

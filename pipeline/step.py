@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ from components.errors import UserError
 from components.fingerprint import fingerprint, fingerprinted
 from components.launch import warm
 from components.store.execute import execute
-from components.store.locks import claim
+from components.store.locks import file_lock
 from components.store.progress import Progress
-from components.store.settings import Places
+from components.store.settings import StorageSettings
 from components.store.spec import ParentRef, StageSpec
 from pipeline import cluster_parent
 from pipeline.handover import HANDOVER_VARIABLE, take
@@ -56,20 +57,20 @@ def bring_to_completion(order: str, parents: list[str], pipeline_run: str = "") 
         UserError: the stage cannot be done as asked.
         warm.CallFailed: the stage failed; the message names the log.
     """
-    what, places = Order.model_validate_json(order), Places.from_environment()
+    what, storage = Order.model_validate_json(order), StorageSettings.from_environment()
     run, ours = pipeline_run, ""
     if not run:
-        run = ours = cluster_parent.opened(places, what.whole_recipe())
-    log = places.logs / (run or "no-pipeline") / f"{what.name}.log"
+        run = ours = cluster_parent.opened(storage, what.whole_recipe())
+    log = storage.logs / (run or "no-pipeline") / f"{what.name}.log"
     progress = Progress(what.name)
     try:
-        done = _done(what, parents, run, log, places)
+        done = _done(what, parents, run, log, storage)
     except BaseException as error:
-        progress.state("failed", error=str(error), user=isinstance(error, UserError), log=str(log))
-        cluster_parent.failed(places, ours)
+        progress.set_state("failed", error=str(error), user=isinstance(error, UserError), log=str(log))
+        cluster_parent.failed(storage, ours)
         raise
-    progress.state(done["state"], run_id=done["run_id"], fingerprint=done["fingerprint"], origin=done["origin"])
-    cluster_parent.close_when_complete(places, ours)
+    progress.set_state(done["state"], run_id=done["run_id"], fingerprint=done["fingerprint"], origin=done["origin"])
+    cluster_parent.close_when_complete(storage, ours)
     print(f"{what.name}: {done['state']} in run {done['run_id']}")
     return token(done["run_id"], done["fingerprint"])
 
@@ -79,17 +80,17 @@ def token(run_id: str, digest: str) -> str:
     return f"{run_id}/{digest}"
 
 
-def _done(what: Order, parents: list[str], run: str, log: Path, places: Places) -> dict[str, str]:
-    spec = specify(what, parents, run, places.cache)
+def _done(what: Order, parents: list[str], run: str, log: Path, storage: StorageSettings) -> dict[str, str]:
+    spec = specify(what, parents, run, storage.cache)
     kind, progress = STAGES[spec.kind], Progress(what.name)
     # The lock is held by this step, whose death frees it; on a cluster the RayJob's name is the claim instead.
     on_cluster = os.environ.get(LAUNCHER_VARIABLE) == "rayjob"
-    waits = lambda: progress.state("waiting", note="another process works on this stage")  # noqa: E731
-    with nullcontext() if on_cluster else claim(places.locks / f"{spec.fingerprint}.lock", on_wait=waits):
+    waits = lambda: progress.set_state("waiting", note="another process works on this stage")  # noqa: E731
+    with nullcontext() if on_cluster else file_lock(storage.locks / f"{spec.fingerprint}.lock", on_wait=waits):
         decision = warm.call("pipeline.step:decide", log, preload=("mlflow.tracking",), spec=spec.model_dump())
         spec = spec.model_copy(update={"run_id": decision["run_id"]})
         if decision["state"] != "reused":
-            progress.state("running", phase="starting", note=decision["note"])
+            progress.set_state("running", phase="starting", note=decision["note"])
             launch(spec, kind, log)
             done = warm.call("pipeline.step:check", log, spec=spec.model_dump())
             spec = spec.model_copy(update={"run_id": done["run_id"]})
@@ -128,7 +129,7 @@ def decide(spec: dict[str, Any]) -> dict[str, str]:
     from components.store.tracking import Tracking
 
     stage = StageSpec.model_validate(spec)
-    tracking = Tracking(Places.from_environment())
+    tracking = Tracking(StorageSettings.from_environment())
     found = tracking.find(stage.fingerprint)
     if _may_reuse(found, stage.name):
         tracking.record_stage(stage.pipeline_run, stage.name, found.run_id, "reused")
@@ -162,9 +163,9 @@ def launch(spec: StageSpec, kind: StageKind, log: Path) -> None:
             spec.model_dump_json(),
             stage=spec.name,
             kind=spec.kind,
-            room=kind.room,
+            package=kind.package,
             fingerprint=spec.fingerprint,
-            resources=rayjob.Resources(**vars(kind.resources) | _workers(spec)),
+            resources=replace(kind.resources, **_workers(spec)),
             settings=rayjob.RayJobSettings.from_environment(),
         )
         return
@@ -179,7 +180,7 @@ def _workers(spec: StageSpec) -> dict[str, int]:
 def work(spec: dict[str, Any]) -> None:
     """Runs the stage's code in this process."""
     stage = StageSpec.model_validate(spec)
-    execute(stage, Places.from_environment(), STAGES[stage.kind].function())
+    execute(stage, StorageSettings.from_environment(), STAGES[stage.kind].function())
 
 
 def check(spec: dict[str, Any]) -> dict[str, str]:
@@ -195,7 +196,7 @@ def check(spec: dict[str, Any]) -> dict[str, str]:
     from components.store.tracking import Tracking
 
     stage = StageSpec.model_validate(spec)
-    tracking = Tracking(Places.from_environment())
+    tracking = Tracking(StorageSettings.from_environment())
     found = tracking.find(stage.fingerprint, deep=False)
     if found.state != "complete":
         raise UserError(

@@ -46,11 +46,11 @@ class Run:
     def progress(self, **facts):
         self.notes.append(facts)
 
-    def say(self, text):
+    def info(self, text):
         print(text, file=sys.stderr, flush=True)
 
     def warn(self, text):
-        self.say(f"warning: {text}")
+        self.info(f"warning: {text}")
 
     def save(self, local, artifact):
         target = self.artifacts / artifact

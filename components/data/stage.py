@@ -48,7 +48,7 @@ def run(job: StageJob) -> dict[str, Any]:
     with no_space_as_user_error(work):
         manifest = encode_source(config, work, job.objects, key=f"data/{job.spec.fingerprint}", progress=report)
     for note in manifest.notes:
-        job.run.say(note)
+        job.run.info(note)
     job.run.log_params({"dataset": manifest.name, "classes": manifest.num_classes})
     for name, split in manifest.splits.items():
         job.run.log_metrics({f"{name}_images": split.num_images, f"{name}_bytes": split.size})

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.process import die_with_parent
+from components.process import exit_with_parent
 
 SOCKET_VARIABLE = "ROBUSTRAIN_WARM"
 _LONGEST = 1 << 22
@@ -134,7 +134,7 @@ def serve(path: str, preload: Sequence[str], parent: int) -> None:
     """Answers calls until it is told to end (SIGTERM), or `parent`, the process that started it, has died."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    die_with_parent(parent)
+    exit_with_parent(parent)
     with socket.socket(socket.AF_UNIX) as listener, _removed(path):
         listener.bind(path)
         os.chmod(path, 0o600)
@@ -183,7 +183,7 @@ def _child(connection: socket.socket, descriptor: int, request: dict[str, Any], 
     """Runs one call and never returns."""
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    die_with_parent(host)
+    exit_with_parent(host)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.nice(request["nice"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from components.errors import UserError, nearest
+from components.imagenet1k_tags import is_imagenet1k, other_data_in
 
 Stem = Literal["patch", "conv"]
 Normalize = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -64,23 +65,6 @@ FAMILIES: dict[str, Family] = {
 IMAGENET1K_TAGS: dict[str, str] = {f.name: f"{f.base}.{f.tag}" for f in FAMILIES.values() if f.tag}
 """Family -> the timm weights that a recipe starts from."""
 
-OTHER_DATA = (
-    "in12k",
-    "in21k",
-    "in22k",
-    "jft",
-    "laion",
-    "yfcc",
-    "ig1b",
-    "lvd",
-    "clip",
-    "dino",
-    "ssld",
-    "merged",
-    "cc12m",
-)
-"""Parts of timm tags that say the weights have seen more than ImageNet-1k."""
-
 
 def find_family(name: str) -> Family:
     """Returns the family called `name`.
@@ -98,27 +82,25 @@ def find_family(name: str) -> Family:
 
 
 def check_imagenet1k_tag(tag: str) -> str:
-    """`tag` itself when it names weights trained on ImageNet-1k alone, judged by timm's naming of tags.
+    """Returns `tag` if it names weights trained on ImageNet-1k alone, by timm's naming of tags.
 
     Args:
         tag: "network.tag" or the tag alone, such as "convnext_tiny.fb_in1k" or "fb_in1k".
 
     Raises:
-        UserError: the tag is missing (timm's default would be taken), or names other or further data, or "_ft_", which
-            in timm says that the weights were fine-tuned from such.
+        UserError: the tag is missing (timm would choose its default), or it names other data, or contains "_ft_", which
+            in timm means that the weights were fine-tuned from weights trained on other data.
     """
-    label = tag.rsplit(".", 1)[-1].lower()
-    parts = label.split("_")
-    foreign = [part for part in parts if part in ("ft", "ns") or part.startswith(OTHER_DATA)]
-    if "in1k" in parts and not foreign:
+    if is_imagenet1k(tag):
         return tag
+    foreign = other_data_in(tag)
     known = ", ".join(IMAGENET1K_TAGS.values())
-    why = f"it says {foreign[0]!r}" if foreign else "it does not end in 'in1k'"
+    why = f"the tag contains {foreign[0]!r}" if foreign else "the tag does not contain 'in1k'"
     raise UserError(
         f"these pretrained weights are not from ImageNet-1k alone: {why}",
         where="init",
         value=tag,
-        remedy=f"take a pinned tag ({known}), or a recipe that allows other data",
+        remedy=f"use a pinned tag ({known}), or a recipe that allows other data",
     )
 
 

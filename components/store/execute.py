@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import EXIT_STATUS, Terminated, UserError
-from components.store.settings import Places
+from components.store.settings import StorageSettings
 from components.store.spec import StageSpec
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class StageJob:
 StageFunction = Callable[[StageJob], dict[str, Any]]
 
 
-def execute(spec: StageSpec, places: Places, stage: StageFunction) -> dict[str, Any]:
+def execute(spec: StageSpec, storage: StorageSettings, stage: StageFunction) -> dict[str, Any]:
     """Runs one stage into its MLflow run and marks that run complete, in this process.
 
     Raises:
@@ -53,16 +53,16 @@ def execute(spec: StageSpec, places: Places, stage: StageFunction) -> dict[str, 
     from components.store.objects import ObjectStore
     from components.store.tracking import Tracking
 
-    tracking = Tracking(places)
+    tracking = Tracking(storage)
     if tracking.is_complete(spec.run_id):
         # Between the decision and the claim on the work another pipeline's job has finished this very run.
         print(f"{spec.name}: run {spec.run_id} is complete already")
         return tracking.result_of(spec.run_id)
     run = tracking.attach(spec)
     inputs = {role: tracking.finished(parent, role) for role, parent in spec.parents.items()}
-    job = StageJob(spec, inputs, run, ObjectStore(places.objects_uri, places.cache))
+    job = StageJob(spec, inputs, run, ObjectStore(storage.objects_uri, storage.cache))
     try:
-        with _heart(run), _terminable(), _space_said(places.home):
+        with _heart(run), _terminable(), _space_said(storage.home):
             result = stage(job)
             run.finish(result, job.objects.stored)
     except BaseException as error:
@@ -127,7 +127,7 @@ def main(stage: StageFunction) -> None:
     try:
         if not text:
             raise UserError("no specification was given", remedy=f"pass --spec FILE or set {SPEC_VARIABLE}")
-        result = execute(StageSpec.model_validate_json(text), Places.from_environment(), stage)
+        result = execute(StageSpec.model_validate_json(text), StorageSettings.from_environment(), stage)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_STATUS)

@@ -17,7 +17,7 @@ from components.errors import UserError
 
 
 @contextmanager
-def claim(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def file_lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Holds an exclusive lock on `path` while the block runs.
 
     Args:
@@ -92,7 +92,7 @@ def only_run_in(home: Path) -> Iterator[None]:
     """
     path = home / "run.lock"
     try:
-        with claim(path, wait=False):
+        with file_lock(path, wait=False):
             yield
     except BlockingIOError:
         raise UserError(

@@ -26,7 +26,7 @@ from typing import Any
 
 from components.errors import UserError
 from components.files import FileDigest, digest_file, mismatch, write_json
-from components.store.locks import claim
+from components.store.locks import file_lock
 
 # MERGED
 # MERGED
@@ -60,7 +60,7 @@ class ObjectStore:
         self.uri, self.cache = uri.rstrip("/"), cache
         self.stored: list[ObjectRef] = []
         self._client: Any = None
-        self._verified = Verified(cache / "verified")
+        self._verified = VerificationCache(cache / "verified")
 
     def put(self, local: Path, key: str) -> ObjectRef:
         """Stores a file. The object appears whole or not at all; an equal one already there is kept."""
@@ -109,7 +109,7 @@ class ObjectStore:
             return right and not (deep and self._verified.mismatch(path, FileDigest(ref.size, ref.sha256)))
         bucket, key = bucket_and_key(ref.uri)
         try:
-            with s3_explained(ref.uri, may_lack=True):
+            with translate_s3_errors(ref.uri, missing_ok=True):
                 head = self._s3().head_object(Bucket=bucket, Key=key)
         except KeyError:
             return False
@@ -128,17 +128,17 @@ class ObjectStore:
     def _upload(self, local: Path, uri: str, digest: FileDigest) -> None:
         bucket, key = bucket_and_key(uri)
         extra = {"Metadata": {"sha256": digest.sha256}}
-        with s3_explained(uri):
+        with translate_s3_errors(uri):
             self._s3().upload_file(str(local), bucket, key, ExtraArgs=extra)
 
     def _download(self, ref: ObjectRef) -> Path:
         bucket, key = bucket_and_key(ref.uri)
         path = self.cache / "objects" / ref.sha256[:2] / ref.sha256
-        with claim(path.with_suffix(".lock")):
+        with file_lock(path.with_suffix(".lock")):
             if mismatch(path, FileDigest(ref.size, ref.sha256)):
                 part = path.with_suffix(".part")
                 try:
-                    with s3_explained(ref.uri, may_lack=True):
+                    with translate_s3_errors(ref.uri, missing_ok=True):
                         self._s3().download_file(bucket, key, str(part))
                 except KeyError:
                     return path  # nothing there: `get` says that it is missing
@@ -174,11 +174,11 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 
 
 @contextmanager
-def s3_explained(uri: str, *, may_lack: bool = False) -> Iterator[None]:
+def translate_s3_errors(uri: str, *, missing_ok: bool = False) -> Iterator[None]:
     """Turns what S3 or the way to it refuses inside the block into a `UserError`.
 
     Raises:
-        KeyError: there is no object of that name, and with `may_lack` that is an answer.
+        KeyError: there is no object of that name, and with `missing_ok` that is an answer.
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -187,7 +187,7 @@ def s3_explained(uri: str, *, may_lack: bool = False) -> Iterator[None]:
         yield
     except (Boto3Error, BotoCoreError, ClientError) as error:
         code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
-        if may_lack and code in _ABSENT:
+        if missing_ok and code in _ABSENT:
             raise KeyError(uri) from error
         raise UserError(
             f"S3 cannot be used for this ({error})",
@@ -206,7 +206,7 @@ def list_prefix(uri: str) -> Iterator[tuple[str, int, str]]:
     bucket, key = bucket_and_key(uri)
     prefix = key.rstrip("/") + "/" if key else ""
     found = False
-    with s3_explained(uri):
+    with translate_s3_errors(uri):
         for page in s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for item in page.get("Contents", []):
                 if not item["Key"].endswith("/"):
@@ -237,7 +237,7 @@ def fetch_prefix(uri: str, to: Path) -> Path:
         if path.is_file() and path.stat().st_size == size:
             continue
         part = path.with_name(path.name + ".part")
-        with s3_explained(uri), _name_explained(uri, name):
+        with translate_s3_errors(uri), _name_explained(uri, name):
             path.parent.mkdir(parents=True, exist_ok=True)
             client.download_file(bucket, f"{key.rstrip('/')}/{name}" if key else name, str(part))
             os.replace(part, path)
@@ -254,7 +254,7 @@ def _name_explained(uri: str, name: str) -> Iterator[None]:
         ) from error
 
 
-class Verified:
+class VerificationCache:
     """Notes in a folder, one small file for each large one.
 
     Args:

@@ -93,13 +93,13 @@ class StageRun:
         """Live progress; cheap enough to be called for every batch."""
         self._progress.report(phase=phase, done=done, total=total, unit=unit, note=note)
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """One line for people while the run is under way, such as where the stage goes on or what it decided."""
-        self._progress.say(text)
+        self._progress.info(text)
 
     def warn(self, text: str) -> None:
         """Something people should know that does not end the stage."""
-        self.say(f"warning: {text}")
+        self.info(f"warning: {text}")
 
     def pipeline_recipe(self) -> dict[str, Any]:
         """The resolved recipe of the pipeline run this stage belongs to; empty where it belongs to none."""
@@ -132,7 +132,7 @@ class StageRun:
             self._client.delete_tag(self.run_id, ERROR)
         self._client.set_tag(self.run_id, STATE, COMPLETE)
         self._client.set_terminated(self.run_id, "FINISHED")
-        self._progress.state(COMPLETE, run_id=self.run_id)
+        self._progress.set_state(COMPLETE, run_id=self.run_id)
         shutil.rmtree(self.workdir, ignore_errors=True)
 
     def fail(self, error: BaseException) -> None:

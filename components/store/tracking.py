@@ -21,7 +21,7 @@ from typing import Any
 
 from components.errors import UserError
 from components.store.artifacts import Artifacts
-from components.store.locks import claim
+from components.store.locks import file_lock
 from components.store.objects import ObjectRef, ObjectStore
 from components.store.run import (
     COMPLETE,
@@ -36,7 +36,7 @@ from components.store.run import (
     StageInput,
     StageRun,
 )
-from components.store.settings import KFP_RUN_VARIABLE, Places
+from components.store.settings import KFP_RUN_VARIABLE, StorageSettings
 from components.store.spec import ParentRef, StageSpec
 
 # MERGED
@@ -66,31 +66,31 @@ class Found:
 class Tracking:
     """The project's view of one MLflow tracking store."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, storage: StorageSettings) -> None:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
-        self.places = places
+        self.storage = storage
         # Four processes that met a fresh sqlite data base at once broke its migration three times of four.
-        with self._lock(), tracking_explained(places.tracking_uri):
-            self.client = MlflowClient(tracking_uri=places.tracking_uri)
+        with self._lock(), translate_tracking_errors(storage.tracking_uri):
+            self.client = MlflowClient(tracking_uri=storage.tracking_uri)
         self._experiment_id = ""
 
     def _lock(self) -> AbstractContextManager[None]:
-        return claim(self.places.locks / "tracking.lock")
+        return file_lock(self.storage.locks / "tracking.lock")
 
     @property
     def experiment_id(self) -> str:
         """The experiment's id; made with an absolute artifact location the first time."""
         if not self._experiment_id:
-            with self._lock(), tracking_explained(self.places.tracking_uri):
-                found = self.client.get_experiment_by_name(self.places.experiment)
+            with self._lock(), translate_tracking_errors(self.storage.tracking_uri):
+                found = self.client.get_experiment_by_name(self.storage.experiment)
                 self._experiment_id = found.experiment_id if found else self._create_experiment()
         return self._experiment_id
 
     def _create_experiment(self) -> str:
-        return self.client.create_experiment(self.places.experiment, artifact_location=self.places.artifacts_uri)
+        return self.client.create_experiment(self.storage.experiment, artifact_location=self.storage.artifacts_uri)
 
     def open_pipeline_run(self, name: str, tags: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
         """A new parent run for one pipeline run, with the resolved recipe as an artifact; returns its id."""
@@ -109,7 +109,7 @@ class Tracking:
             self.close_pipeline_run(run.info.run_id, state=FAILED)
 
     def _home(self) -> str:
-        return f"{socket.gethostname()}:{self.places.home.resolve()}".replace("'", "")
+        return f"{socket.gethostname()}:{self.storage.home.resolve()}".replace("'", "")
 
     def cluster_run(self, kfp_run: str, recipe: Mapping[str, Any]) -> str:
         """The parent run of a KFP run; the first step that asks makes it, and all of them take the earliest.
@@ -167,7 +167,7 @@ class Tracking:
         problem = artifacts.manifest_problem(run.data.tags.get("manifest_sha256", ""), deep=deep)
         if problem:
             return problem
-        store = ObjectStore(self.places.objects_uri, self.places.cache)
+        store = ObjectStore(self.storage.objects_uri, self.storage.cache)
         refs = [ObjectRef(**ref) for ref in artifacts.read_json(OBJECTS) or []]
         lost = next((ref.uri for ref in refs if not store.holds(ref, deep)), "")
         return f"its object {lost} is missing or is not what was stored" if lost else ""
@@ -219,7 +219,7 @@ class Tracking:
         run = self.client.get_run(spec.run_id)
         if run.data.tags.get(STATE) != RUNNING:
             self.client.set_tag(spec.run_id, STATE, RUNNING)
-        return StageRun(self.client, self.artifacts(run), spec, self.places.work / spec.fingerprint)
+        return StageRun(self.client, self.artifacts(run), spec, self.storage.work / spec.fingerprint)
 
     def finished(self, parent: ParentRef, role: str = "") -> StageInput:
         """A finished stage, for reading.
@@ -236,7 +236,7 @@ class Tracking:
 
     def artifacts(self, run: Any) -> Artifacts:
         """The artifact folder of an MLflow run object."""
-        cache = self.places.cache / "runs" / run.info.run_id
+        cache = self.storage.cache / "runs" / run.info.run_id
         return Artifacts(self.client, run.info.run_id, run.info.artifact_uri, cache)
 
     def last_pipeline_runs(self, limit: int = 20) -> list[dict[str, Any]]:
@@ -272,7 +272,7 @@ class Tracking:
 
 
 @contextmanager
-def tracking_explained(uri: str) -> Iterator[None]:
+def translate_tracking_errors(uri: str) -> Iterator[None]:
     """Turns a failure to open the store at `uri` inside the block into a `UserError`."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError

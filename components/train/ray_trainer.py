@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from components.errors import UserError
-from components.launch.ray_cluster import own_signals, start_ray
+from components.launch.ray_cluster import keep_sigterm_handler, start_ray
 from components.process import stage_cores
-from components.store.settings import Places
+from components.store.settings import StorageSettings
 from components.train.config_checks import shares_evenly
 from components.train.distributed import World, device_for
 from components.train.prometheus import HOST_VARIABLE, PORT_VARIABLE
@@ -86,9 +86,9 @@ def _cluster(config: TrainConfig) -> Iterator[None]:
     """A Ray to run on: the one this job was submitted to, or one of our own that ends with the block."""
     import ray
 
-    os.environ.update(Places.from_environment().environment())
+    os.environ.update(StorageSettings.from_environment().environment())
     if os.environ.get("RAY_ADDRESS"):
-        with own_signals():
+        with keep_sigterm_handler():
             ray.init(address="auto", log_to_driver=True, runtime_env={"env_vars": _environment()})
         yield
         return
@@ -110,7 +110,7 @@ def _cluster(config: TrainConfig) -> Iterator[None]:
 
 def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in (PORT_VARIABLE, HOST_VARIABLE) if name in os.environ}
-    return {**_QUIET, **Places.from_environment().environment(), **kept}
+    return {**_QUIET, **StorageSettings.from_environment().environment(), **kept}
 
 
 def _fit_on_workers(work: Work, job: StageJob, config: TrainConfig) -> dict[str, Any]:
@@ -252,10 +252,10 @@ def reopen(spec: Any) -> StageJob:
     from components.store.objects import ObjectStore
     from components.store.tracking import Tracking
 
-    places = Places.from_environment()
-    tracking = Tracking(places)
+    storage = StorageSettings.from_environment()
+    tracking = Tracking(storage)
     inputs = {role: tracking.finished(parent, role) for role, parent in spec.parents.items()}
-    return StageJob(spec, inputs, tracking.attach(spec), ObjectStore(places.objects_uri, places.cache))
+    return StageJob(spec, inputs, tracking.attach(spec), ObjectStore(storage.objects_uri, storage.cache))
 
 
 def _stop_asked() -> Callable[[], bool]:

@@ -134,7 +134,7 @@ def _continue(job: StageJob, state: TrainState, store: CheckpointStore | None, w
     found = store.latest() if store is not None else None
     if found is not None:
         state.restore(found)
-        job.run.say(f"continuing from epoch {state.position.epoch + 1}, batch {state.position.batch}")
+        job.run.info(f"continuing from epoch {state.position.epoch + 1}, batch {state.position.batch}")
     share_state(state, world, resumed=found is not None)
     warning = state.computing.take_over(world)
     if warning and world.leads:

@@ -76,9 +76,9 @@ class Killer(threading.Thread):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_killed_worker_and_a_request_to_end_cost_no_bits(run_stage, places, monkeypatch, capfd):
+def test_a_killed_worker_and_a_request_to_end_cost_no_bits(run_stage, storage, monkeypatch, capfd):
     """One test, because each Ray costs half a minute: left alone; with a killed worker; asked to end and continued."""
-    for name, value in places.environment().items():
+    for name, value in storage.environment().items():
         monkeypatch.setenv(name, value)
     data = run_stage(
         "encode",
@@ -86,7 +86,7 @@ def test_a_killed_worker_and_a_request_to_end_cost_no_bits(run_stage, places, mo
     )
     calm = run_stage("adversarial", CONFIG, {"data": data})
 
-    with Killer(places.home) as killer:
+    with Killer(storage.home) as killer:
         struck = run_stage("adversarial", CONFIG, {"data": data})
     assert killer.killed, "no worker was killed: the test shows nothing"
     said = "".join(capfd.readouterr())
@@ -94,7 +94,7 @@ def test_a_killed_worker_and_a_request_to_end_cost_no_bits(run_stage, places, mo
     assert "continuing from epoch" in said
     _same(struck, calm)
 
-    with Killer(places.home, ask=True) as killer, pytest.raises(Terminated):
+    with Killer(storage.home, ask=True) as killer, pytest.raises(Terminated):
         run_stage("adversarial", CONFIG, {"data": data})
     assert "continuing from epoch" not in "".join(capfd.readouterr())
     _same(run_stage("adversarial", CONFIG, {"data": data}), calm)

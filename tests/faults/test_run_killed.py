@@ -136,10 +136,10 @@ def test_killing_the_conductor_ends_everything_and_is_said(house):
 
 def states(house):
     """Stage -> states of its runs in MLflow; each stage has one, continued again and again, and none is adopted."""
-    from components.store.settings import Places
+    from components.store.settings import StorageSettings
     from components.store.tracking import Tracking
 
-    tracking = Tracking(Places.from_environment({}, home=house / "home"))
+    tracking = Tracking(StorageSettings.from_environment({}, home=house / "home"))
     runs = tracking.client.search_runs([tracking.experiment_id], "tags.robustrain = 'stage'")
     assert len(runs) == 2
     return {run.data.tags["stage"]: {run.data.tags["stage_state"]} for run in runs}

@@ -14,10 +14,10 @@ from tests.recipes import small
 
 
 @pytest.fixture
-def here(places, monkeypatch):
-    for name, value in places.environment().items():
+def here(storage, monkeypatch):
+    for name, value in storage.environment().items():
         monkeypatch.setenv(name, value)
-    return places
+    return storage
 
 
 def encode_order(**changes):
@@ -80,9 +80,9 @@ def test_stage_that_leaves_no_complete_result_is_not_handed_on(here):
     assert step.check(spec.model_dump()) == {"run_id": spec.run_id}
 
 
-def on_a_cluster(places, monkeypatch, run="0123-4567"):
+def on_a_cluster(storage, monkeypatch, run="0123-4567"):
     monkeypatch.setenv(cluster_parent.KFP_RUN_VARIABLE, run)
-    return Tracking(places)
+    return Tracking(storage)
 
 
 def test_cluster_steps_share_one_parent(here, monkeypatch):
@@ -217,6 +217,6 @@ def test_job_stages_are_launched_as_rayjobs_where_the_environment_says_so(here, 
     monkeypatch.setattr(rayjob, "launch", lambda text, **asked: seen.update(asked, text=text))
     spec = StageSpec(name="adversarial", kind="adversarial", config=config, seed=0, fingerprint="f" * 64, run_id="r")
     step.launch(spec, STAGES["adversarial"], here.logs / "x.log")
-    assert (seen["room"], seen["stage"]) == ("train", "adversarial")
+    assert (seen["package"], seen["stage"]) == ("train", "adversarial")
     assert (seen["resources"].workers, seen["resources"].workers_min) == workers
     assert StageSpec.model_validate_json(seen["text"]) == spec

@@ -13,7 +13,7 @@ from components.train.images import TrainImages
 
 
 @pytest.fixture
-def first_batch(run_stage, places):
+def first_batch(run_stage, storage):
     data = run_stage(
         "encode",
         {"source": "digits", "max_short_side": 32, "mode": "raw", "max_train_images": 80, "max_val_images": 20},
@@ -24,7 +24,7 @@ def first_batch(run_stage, places):
             data="encode", resolution=32, batch_size=32, threads=1, epochs=2, warmup_epochs=1, **changes
         )
         spec = StageSpec(name="pretrain", kind="pretrain", config={}, seed=0, fingerprint="0" * 64)
-        job = StageJob(spec, {"data": data}, None, ObjectStore(places.objects_uri, places.cache))
+        job = StageJob(spec, {"data": data}, None, ObjectStore(storage.objects_uri, storage.cache))
         images = TrainImages(job, config, World(rank=0, size=1, device=torch.device("cpu")), seed=0)
         with images.train.epoch(epoch) as batches:
             found = next(iter(batches))
