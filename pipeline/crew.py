@@ -36,7 +36,7 @@ def lanes_for(recipe: Recipe, wanted: int = 0) -> int:
     """
     if wanted:
         return wanted
-    own_ray = any(getattr(stage.config, "workers", 0) for stage in recipe.stages.values())
+    own_ray = any(getattr(stage.config, "num_workers", 0) for stage in recipe.stages.values())
     if own_ray or gpus_here():
         return 1
     return min(_AT_ONCE, available_cores())

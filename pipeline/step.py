@@ -174,7 +174,8 @@ def launch(spec: StageSpec, kind: StageKind, log: Path) -> None:
 
 def _workers(spec: StageSpec) -> dict[str, int]:
     """How many working pods a stage's configuration asks for; evaluations do not say, and get one."""
-    return {"workers": max(1, spec.config.get("workers", 1)), "workers_min": spec.config.get("workers_min") or 0}
+    wanted = spec.config.get
+    return {"workers": max(1, wanted("num_workers", 1)), "workers_min": wanted("min_workers") or 0}
 
 
 def work(spec: dict[str, Any]) -> None:

@@ -198,7 +198,7 @@ def _paper(data: ReportData) -> dict[str, Any]:
 
 _ACTIONS = {
     "warn": "The recipe says to warn, so training continued.",
-    "back": "Training was rolled back to its last good validation, with {lr_scale:g} of the learning rate.",
+    "rollback": "Training was rolled back to its last good validation, with {lr_scale:g} of the learning rate.",
 }
 
 
@@ -207,7 +207,7 @@ def training_warnings(stages: Sequence[ReportStage]) -> list[tuple[str, str]]:
     return [
         (stage.name, _warning(event))
         for stage in stages
-        for event in (stage.result.get("health") or {}).get("events", [])
+        for event in (stage.result.get("monitor") or {}).get("events", [])
     ]
 
 

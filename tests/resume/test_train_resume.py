@@ -11,7 +11,7 @@ from components.errors import Terminated
 from components.train import checkpoint as checkpoint_room
 from components.train import stage
 from components.train.config import CONFIGS
-from components.train.distributed import World
+from components.train.distributed import Distributed
 from components.train.loop import Training
 from tests.resume.small_training import ATTACKS, PER_EPOCH, Run, config_of, job_of, same
 
@@ -33,7 +33,7 @@ def _train(monkeypatch, job, before_step=None):
             "_finish",
             lambda job, training, card: (kept.append(training.state.snapshot()), finish(job, training, card))[1],
         )
-        result = stage.work(job, World())
+        result = stage.work(job, Distributed())
     return kept[0], result
 
 
@@ -120,8 +120,12 @@ def test_killed_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch
 
         patch.setattr(checkpoint_room, dies_in, dies)
         with pytest.raises(Killed):
-            _train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_minutes=0), lambda t: t.checkpoints.settle())
-    same(_train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_minutes=0))[0], whole(attack)[0])
+            _train(
+                monkeypatch,
+                job_of(data, tmp_path, attack, checkpoint_interval_s=0),
+                lambda t: t.checkpoints.wait_until_written(),
+            )
+    same(_train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_interval_s=0))[0], whole(attack)[0])
 
 
 @pytest.mark.parametrize("attack", ["clean", "adversarial"])
@@ -145,7 +149,7 @@ def test_killed_while_a_checkpoint_is_uploaded(data, whole, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Run, "save", dies)
         with pytest.raises(Killed):
-            _train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_minutes=0), _after_a_pause(ends_with_it))
+            _train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_interval_s=0), _after_a_pause(ends_with_it))
     if disk == "new":
         shutil.rmtree(tmp_path / "work")
     steps = []
@@ -212,8 +216,8 @@ def test_half_precision_with_a_loss_scaler_goes_on_exactly(data, tmp_path, monke
     torch.set_num_threads(1)
     change = {"precision": "fp16"}
     expected, result = _train(monkeypatch, job_of(data, tmp_path / "whole", "adversarial", **change))
-    assert expected.facts["scaler"]["scale"] < 2.0**40
-    first = expected.facts["history"][0]
+    assert expected.metadata["scaler"]["scale"] < 2.0**40
+    first = expected.metadata["history"][0]
     assert 0 < first["left_out"] <= 1
     with pytest.raises(Terminated):
         _train(monkeypatch, job_of(data, tmp_path, "adversarial", **change), _asked_to_stop_after(3))
@@ -246,7 +250,7 @@ def test_a_damaged_checkpoint_costs_work_but_no_bits(data, whole, tmp_path, monk
 
 
 def test_checkpoints_more_or_less_often_change_nothing(data, whole, tmp_path, monkeypatch):
-    often, _ = _train(monkeypatch, job_of(data, tmp_path, "clean", checkpoint_minutes=0))
+    often, _ = _train(monkeypatch, job_of(data, tmp_path, "clean", checkpoint_interval_s=0))
     assert len(list((tmp_path / "work" / "checkpoints").glob("step-*"))) == 2
     same(often, whole("clean")[0])
 
@@ -262,7 +266,7 @@ def test_faithful_training_with_heavy_augmentation_goes_on_too(data, tmp_path, m
         seen.append((images.aminmax(), found.x_adv.aminmax()))
         return found
 
-    change = {"faithful": True, "augment": "heavy", "mixup": 0.0, "cutmix": 0.0}
+    change = {"match_released_code": True, "augment": "heavy", "mixup": 0.0, "cutmix": 0.0}
     monkeypatch.setattr(train_step, "find_adversarial", watched)
     torch.set_num_threads(1)
     expected, _ = _train(monkeypatch, job_of(data, tmp_path / "whole", "adversarial", **change))
@@ -305,7 +309,7 @@ def test_what_the_stage_leaves(data, whole, tmp_path, monkeypatch):
     assert [entry["epoch"] for entry in history] == [1, 2]
     assert [train_step for train_step, _ in job.run.metrics] == [1, 2]
     assert result["held_out"] == 15
-    assert result["weights"]["rule"] == "best probe"
+    assert result["weights"]["rule"] == "best validation"
     assert result["clean_accuracy"] == history[result["weights"]["epoch"] - 1]["clean_accuracy"]
 
 
@@ -319,7 +323,7 @@ def test_held_out_images_are_never_trained_on(data, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Training, "_step", lambda self, batch: (seen.update(batch.indices.tolist()), plain(self, batch))[1]
     )
-    stage.work(job_of(data, tmp_path, "clean"), World())
+    stage.work(job_of(data, tmp_path, "clean"), Distributed())
     assert len(held) == 15
     assert not seen & set(held)
     assert seen <= set(train)

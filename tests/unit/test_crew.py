@@ -199,7 +199,7 @@ def test_lanes_leave_a_ray_and_a_gpu_to_one_stage(monkeypatch):
     monkeypatch.setattr(rooms, "gpus_here", lambda: 0)
     assert rooms.lanes_for(recipe()) == 2
     assert rooms.lanes_for(recipe(), wanted=5) == 5
-    assert rooms.lanes_for(recipe(adversarial={"workers": 2})) == 1
+    assert rooms.lanes_for(recipe(adversarial={"num_workers": 2})) == 1
     monkeypatch.setattr(rooms, "gpus_here", lambda: 1)
     assert rooms.lanes_for(recipe()) == 1
     monkeypatch.setattr(rooms, "gpus_here", lambda: 0)

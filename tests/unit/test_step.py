@@ -202,9 +202,9 @@ def test_a_step_that_attached_to_anothers_job_hands_on_the_run_that_is_complete(
 @pytest.mark.parametrize(
     ("config", "workers"),
     [
-        ({"workers": 4}, (4, 0)),
-        ({"workers": 4, "workers_min": 1}, (4, 1)),
-        ({"workers": 0, "workers_min": None}, (1, 0)),
+        ({"num_workers": 4}, (4, 0)),
+        ({"num_workers": 4, "min_workers": 1}, (4, 1)),
+        ({"num_workers": 0, "min_workers": None}, (1, 0)),
     ],
 )
 def test_job_stages_are_launched_as_rayjobs_where_the_environment_says_so(here, monkeypatch, config, workers):
