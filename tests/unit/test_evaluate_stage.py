@@ -10,8 +10,8 @@ import components.models  # noqa: F401
 from components.errors import UserError
 from components.evaluate import pyautoattack_adapter, unit_worker
 from components.models.build import build_model
-from components.models.card import ModelCard
-from components.models.weights import save_model
+from components.models.weights import ModelCard, save_model
+from components.store.tracking import Tracking
 
 KEYS = [
     "kind",
@@ -99,8 +99,9 @@ def read(stage, name):
     return json.loads(stage.path(f"results/{name}.json").read_text())
 
 
-def test_results_verdicts_and_gallery(run_stage, trained, digits):
+def test_results_verdicts_and_gallery(run_stage, trained, digits, storage):
     stage = evaluated(run_stage, trained, digits)
+    assert Tracking(storage).client.get_run(stage.run_id).data.params["jpeg_decoder"] == "none"
     found, images = read(stage, "results"), read(stage, "verdicts")["resolutions"][0]["images"]
     first, second = found["rows"]
     assert [list(row)[: len(KEYS)] for row in found["rows"]] == [KEYS, KEYS]
