@@ -26,11 +26,12 @@ from components.models.card import ModelCard
 from components.models.resolution import set_resolution
 from components.models.weights import build_from_card, read_card, read_card_document
 from components.result_rows import RESULTS, VERDICTS, EvaluationResults
+from components.stage_records import SPECTRA
 
 if TYPE_CHECKING:
     from components.store.execute import StageJob
 
-GALLERY, SPECTRA = "gallery", "results/spectra.json"
+GALLERY = "gallery"
 
 
 def run(job: StageJob) -> dict[str, Any]:
