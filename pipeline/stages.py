@@ -19,9 +19,9 @@ from components.data.config import EncodeConfig
 from components.evaluate.config import EvaluateConfig, SweepConfig
 from components.launch.resources import Resources
 from components.promote.config import PromoteConfig
+from components.report.config import ReportConfig
 from components.store.objects import list_prefix
 from components.train.config import AdversarialConfig, ConvStemConfig, PretrainConfig, RadiusConfig, TransferConfig
-from pipeline.report.config import ReportConfig
 
 STAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,35}")
 """A stage's name becomes part of a Kubernetes object's name (47 characters with the fingerprint's first ten)."""
@@ -172,9 +172,9 @@ STAGES: dict[str, StageKind] = {
         StageKind(
             "report",
             "tables, plots, gallery: one HTML page",
-            version=3,
+            version=4,
             config=ReportConfig,
-            entry="pipeline.report.job:run",
+            entry="components.report.stage:run",
             on="step",
             preload=("mlflow.tracking",),
         ),
