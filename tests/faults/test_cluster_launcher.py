@@ -92,7 +92,7 @@ def test_a_stage_runs_to_its_end_and_its_log_is_printed(
     printed = capfd.readouterr().out
     assert printed == "epoch 1\nepoch 2\n", "standard output has the stage's log and nothing else"
     assert f"RayJob {NAME}: Running/RUNNING" in caplog.messages
-    assert NAME in cluster.jobs, "a succeeded job is deleted by KubeRay, after its time to live"
+    assert NAME in cluster.jobs, "a succeeded job stays"
 
 
 def test_a_log_that_breaks_off_is_taken_up_without_repeating(capfd: pytest.CaptureFixture[str]) -> None:
