@@ -42,6 +42,18 @@ class UserError(ValueError):
         return UserError(self.what, where=inside, value=self.value, remedy=self.remedy)
 
 
+class RemoteUserError(UserError):
+    """A `UserError` of another process, with the message as it was formatted there.
+
+    Args:
+        text: the whole message.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__("", remedy="")
+        self.args = (text,)
+
+
 class Terminated(BaseException):
     """The process got SIGTERM. Not an `Exception`, so that no `except Exception` catches it."""
 

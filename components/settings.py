@@ -62,7 +62,7 @@ def setting(
         remedy: what to do about a missing or wrong value.
         field: more arguments of `pydantic.Field`, such as `ge`, `repr` or `default_factory`.
     """
-    extra = {"default_text": default_text, "set_in": set_in, "remedy": remedy}
+    extra: dict[str, Any] = {"default_text": default_text, "set_in": set_in, "remedy": remedy}
     if "default_factory" not in field:
         field["default"] = default
     return Field(validation_alias=AliasChoices(*names), description=description, json_schema_extra=extra, **field)
@@ -76,7 +76,12 @@ class EnvironmentSettings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Keeps the constructor away from the environment."""
         return (init_settings,)

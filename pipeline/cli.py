@@ -12,7 +12,6 @@ import typer
 
 from components.errors import EXIT_STATUS, UserError
 from components.process import LOG_LEVEL_VARIABLE, set_up_logging
-from pipeline.kubeflow import cancel_on_kubeflow, run_on_kubeflow
 from pipeline.running import check_machine, console_of_ours, run_here_and_tell, show_results, shown
 
 if TYPE_CHECKING:
@@ -76,6 +75,8 @@ def run(
     """
     chosen = _load(recipe, overrides, again)
     if on == "kubeflow":
+        from pipeline.kubeflow import run_on_kubeflow
+
         run_on_kubeflow(chosen, wait, tuple(again or ()), jobs)
     elif on == "here":
         run_here_and_tell(chosen, tuple(again or ()), jobs)
@@ -218,6 +219,8 @@ def cancel(
     run_id: Annotated[str, typer.Argument(metavar="RUN", help="id of a run on Kubeflow, as printed by `run`")],
 ) -> None:
     """End a run on Kubeflow and delete its RayJobs."""
+    from pipeline.kubeflow import cancel_on_kubeflow
+
     cancel_on_kubeflow(run_id)
 
 

@@ -1,5 +1,11 @@
 """The KFP pipeline, built from a recipe and the stage table: one task a stage, static, the same here and on a cluster.
 
+The variables of a step's pod (its own name and uid, addresses, keys) are written into the compiled pipeline's platform
+part, which a run on this machine does not read. Names and addresses come from the ConfigMap and the Secret of
+`k8s/base`, so that one compiled pipeline serves every cluster. Each key may be absent: a step that needs it reports the
+variable's name. That steps start RayJobs at all (`ROBUSTRAIN_LAUNCHER`) is set in their image: a run on this machine
+would see it in the pipeline.
+
 No `from __future__ import annotations` in this module: KFP 2.17 reads the annotations as objects.
 Configuration travels as one JSON string a task; what a task hands on is one short token, `<run id>/<fingerprint>`.
 KFP's own cache stays off: it does not see the code of the installed package, and reuse is looked up in MLflow.
@@ -13,7 +19,7 @@ from typing import Any, List  # noqa: UP035 - KFP wants typing.List
 from kfp import compiler, dsl
 
 from components.errors import UserError
-from pipeline import cluster_step
+from components.launch.rayjob_settings import CONFIG_MAP, POD_FIELDS, SECRET, SECRET_KEYS, config_map_keys
 from pipeline.order import order_of
 from pipeline.recipe import Recipe
 
@@ -52,10 +58,20 @@ def build(recipe: Recipe, image: str = IMAGE, *, retry: bool = True) -> Callable
                 task.set_retry(node.kind.retries, backoff_duration="30s", backoff_factor=2.0)
             task.set_cpu_limit(STEP_CPU).set_memory_limit(STEP_MEMORY)
             task.set_container_image(image)
-            cluster_step.tell(task)
+            set_pod_environment(task)
             tasks[node.name] = task
 
     return pipeline
+
+
+def set_pod_environment(task: dsl.PipelineTask) -> None:
+    """Gives the pod of a task its variables."""
+    from kfp import kubernetes
+
+    for variable, path in POD_FIELDS.items():
+        kubernetes.use_field_path_as_env(task, variable, path)
+    kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in config_map_keys()}, optional=True)
+    kubernetes.use_secret_as_env(task, SECRET, {key: key for key in SECRET_KEYS}, optional=True)
 
 
 def compile_to(recipe: Recipe, path: Path, image: str = IMAGE) -> Path:

@@ -1,11 +1,8 @@
-"""The Kubeflow end: upload a compiled pipeline, start it, follow it, cancel it, schedule it.
+"""Runs a recipe on Kubeflow Pipelines: upload, start, follow, cancel, schedule.
 
-Through `kfp.Client`, with what it leaves out: waiting ends when a run is cancelled (the client's never does,
-kubeflow/pipelines #14473), and a pipeline of the same name gets a new version.
-
-What `run --on kubeflow` and `cancel` do: compile, start, follow and end a run on a cluster, and say how it went.
-
-As light to import as `pipeline.cli` itself: everything heavy is imported inside the functions.
+`run_on_kubeflow` and `cancel_on_kubeflow` are the commands; `submit`, `schedule`, `wait` and `cancel` are the calls
+behind them. They use `kfp.Client` and add what it lacks: waiting ends when a run is cancelled (the client's never does,
+kubeflow/pipelines #14473), and a pipeline whose name exists gets a new version.
 """
 
 from __future__ import annotations
@@ -13,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,42 +20,125 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from components.errors import UserError
-from pipeline.kubeflow_client import ClusterSettings, connect, refused, said, told, unreachable
+from components.launch import rayjob
+from pipeline.kubeflow_client import (
+    KubeflowSettings,
+    connect,
+    error_message,
+    raise_refusal,
+    translate_api_errors,
+    unreachable,
+)
 
 if TYPE_CHECKING:
-    from pipeline.kubeflow_client import ClusterSettings
     from pipeline.recipe import Recipe
 
-__all__ = ["ClusterSettings", "RunFailedError", "RunOutcome", "cancel", "schedule", "submit", "wait"]
+__all__ = [
+    "KubeflowSettings",
+    "RunFailedError",
+    "RunResult",
+    "cancel",
+    "cancel_on_kubeflow",
+    "run_on_kubeflow",
+    "schedule",
+    "submit",
+    "wait",
+]
 
 CALL_SECONDS = (5, 30)
-ENDS = frozenset({"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"})
+END_STATES = frozenset({"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"})
 """States after which a run does not change."""
 
 
 class RunFailedError(Exception):
-    """A run on the cluster has ended without success; nothing about the command was wrong."""
+    """A run on the cluster has failed or was cancelled; the command itself was correct."""
 
 
 @dataclass(frozen=True)
-class RunOutcome:
-    """A run that has ended well. `tasks`: state by task name."""
+class RunResult:
+    """A run that has succeeded. `tasks`: state by task name."""
 
     run_id: str
     state: str
     tasks: dict[str, str]
 
 
-def submit(
-    package: Path, *, pipeline_name: str, run_name: str, parameters: Mapping[str, Any], settings: ClusterSettings
-) -> str:
-    """Uploads the package as the pipeline of that name, or as a new version of it, starts a run, returns the run's id.
+def run_on_kubeflow(recipe: Recipe, follow: bool, again: tuple[str, ...] = (), jobs: int = 0) -> None:
+    """Compiles a recipe, starts it on the cluster and, with `follow`, follows it to its end.
+
+    Args:
+        recipe: to run.
+        follow: whether to wait for the end of the run.
+        again: value of `--again`, which is refused here.
+        jobs: value of `--jobs`, which is refused here.
 
     Raises:
-        UserError: the API is out of reach or refuses.
+        UserError: an option has no effect on a cluster; the cluster is unreachable or refuses.
+        typer.Exit: the run failed (1), or Ctrl-C ended the following (130).
+    """
+    from pipeline import graph
+
+    _refuse("--again", again, "run the stage on this machine, or change one of its fields")
+    _refuse("--jobs", jobs, "leave it out: Kubeflow starts every stage whose parents are done")
+    settings = KubeflowSettings.from_environment()
+    with tempfile.TemporaryDirectory() as folder:
+        package = graph.compile_to(recipe, Path(folder) / "pipeline.yaml", settings.image or graph.IMAGE)
+        run_id = submit(
+            package, pipeline_name=f"robustrain-{recipe.name}", run_name=recipe.name, parameters={}, settings=settings
+        )
+    print(f"submitted: run {run_id}\npage:      {settings.run_url(run_id)}", flush=True)
+    if follow:
+        _follow(run_id, settings)
+
+
+def cancel_on_kubeflow(run_id: str) -> None:
+    """Cancels a run on the cluster, deletes its RayJobs, and prints their names.
+
+    Raises:
+        UserError: the cluster is unreachable or refuses.
+    """
+    jobs = cancel(run_id, settings=KubeflowSettings.from_environment())
+    print(f"cancelled: run {run_id}")
+    print(f"deleted:   {', '.join(f'RayJob {name}' for name in jobs) or 'no RayJob was left'}")
+
+
+def _follow(run_id: str, settings: KubeflowSettings) -> None:
+    try:
+        wait(run_id, settings=settings)
+    except RunFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print(f"stopped following; run {run_id} continues. To cancel it: robustrain cancel {run_id}")
+        raise typer.Exit(130) from None
+
+
+def _refuse(option: str, value: object, remedy: str) -> None:
+    """Raises if an option of local runs is used."""
+    if value:
+        raise UserError("has no effect on a cluster", where=option, value=value, remedy=remedy)
+
+
+def submit(
+    package: Path, *, pipeline_name: str, run_name: str, parameters: Mapping[str, Any], settings: KubeflowSettings
+) -> str:
+    """Uploads the package as a pipeline, or as a new version of an existing one, and starts a run.
+
+    Args:
+        package: a compiled pipeline, YAML.
+        pipeline_name: name of the pipeline.
+        run_name: name of the run.
+        parameters: of the pipeline.
+        settings: of the installation.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        UserError: the API is unreachable or refuses.
     """
     client = connect(settings)
-    with told(settings, "start the run"):
+    with translate_api_errors(settings, "start the run"):
         pipeline, version = _upload(client, package, pipeline_name, settings)
         run = client.run_pipeline(
             experiment_id=_experiment(client, settings),
@@ -78,24 +159,30 @@ def schedule(
     run_name: str,
     cron: str,
     parameters: Mapping[str, Any],
-    settings: ClusterSettings,
+    settings: KubeflowSettings,
 ) -> str:
-    """Uploads the package and starts it by the clock: one run at a time, no missed run made up.
-
-    Returns the schedule's id.
+    """Uploads the package and schedules it: one run at a time, missed runs are not made up.
 
     Args:
+        package: a compiled pipeline, YAML.
+        pipeline_name: name of the pipeline.
+        run_name: name of the recurring run.
         cron: six fields, seconds first: `0 0 2 * * 1` is Mondays at 02:00.
+        parameters: of the pipeline.
+        settings: of the installation.
+
+    Returns:
+        The recurring run's id.
 
     Raises:
-        UserError: the expression has not six fields; the API is out of reach or refuses.
+        UserError: the expression does not have six fields; the API is unreachable or refuses.
     """
     if len(cron.split()) != 6:
         fields = "write six: second minute hour day month weekday"
         hint = f"write '0 {cron}'" if len(cron.split()) == 5 else fields
         raise UserError("Kubeflow's cron expressions have six fields", where="schedule", value=cron, remedy=hint)
     client = connect(settings)
-    with told(settings, "create the schedule"):
+    with translate_api_errors(settings, "create the schedule"):
         pipeline, version = _upload(client, package, pipeline_name, settings)
         made = client.create_recurring_run(
             experiment_id=_experiment(client, settings),
@@ -112,59 +199,61 @@ def schedule(
     return made.recurring_run_id
 
 
-def wait(run_id: str, *, settings: ClusterSettings, show: Callable[[str], None] = print) -> RunOutcome:
-    """Follows a run to its end and tells every change of a task's state.
+def wait(run_id: str, *, settings: KubeflowSettings, print_line: Callable[[str], None] = print) -> RunResult:
+    """Follows a run to its end and prints every change of a task's state.
+
+    Args:
+        run_id: of the run.
+        settings: of the installation.
+        print_line: called with each line.
 
     Raises:
-        RunFailedError: the run failed or was cancelled. One line, with where to look.
-        UserError: the run is not known, or the API stayed out of reach; then the run itself goes on.
+        RunFailedError: the run failed or was cancelled. One line that says where to look.
+        UserError: the run is not known, or the API was unreachable for too long; the run itself continues.
     """
     client = connect(settings)
-    shown: dict[str, str] = {}
-    lost_since: float | None = None
+    printed: dict[str, str] = {}
+    unreachable_since: float | None = None
     while True:
         try:
             run = _read(client, run_id, settings)
-            lost_since = None
-        except _PassingError as error:
-            lost_since = lost_since or time.monotonic()
-            if time.monotonic() - lost_since > settings.outage_s:
-                raise error.told from error
+            unreachable_since = None
+        except _RetriableError as error:
+            unreachable_since = unreachable_since or time.monotonic()
+            if time.monotonic() - unreachable_since > settings.outage_s:
+                raise error.user_error from error
         else:
             tasks = _tasks(run)
-            for identity, (name, state, _) in tasks.items():
-                if shown.get(identity) != state:
-                    shown[identity] = state
-                    show(f"{name}: {state.lower()}")
-            if run.state in ENDS:
-                return _ended(run, tasks, settings)
+            for task_id, (name, state, _) in tasks.items():
+                if printed.get(task_id) != state:
+                    printed[task_id] = state
+                    print_line(f"{name}: {state.lower()}")
+            if run.state in END_STATES:
+                return _result(run, tasks, settings)
         time.sleep(settings.poll_s)
 
 
-def cancel(run_id: str, *, settings: ClusterSettings) -> list[str]:
-    """Ends a run, deletes its RayJobs and returns their names: Kubeflow's own way may leave jobs behind.
+def cancel(run_id: str, *, settings: KubeflowSettings) -> list[str]:
+    """Cancels a run, deletes its RayJobs and returns their names: Kubeflow's own cancelling may leave jobs behind.
 
     Raises:
-        UserError: an API is out of reach or refuses; the message says which, and whether the run was ended.
+        UserError: an API is unreachable or refuses; the message says which, and whether the run was cancelled.
     """
-    from components.launch import rayjob
-
     client = connect(settings)
-    with told(settings, "cancel the run"):
+    with translate_api_errors(settings, "cancel the run"):
         client.terminate_run(run_id)
     try:
-        # A label selects the jobs; no image is needed for that.
-        return rayjob.cancel(run_id, settings=rayjob.RayJobSettings(image="", namespace=settings.job_namespace))
+        return rayjob.cancel(run_id, namespace=settings.job_namespace)
     except UserError as error:
         label = f"{rayjob.RUN_LABEL}={rayjob.label_value(run_id)}"
         raise UserError(
-            f"the run was told to end, but its RayJobs could not be deleted: {error}".rstrip("."),
+            f"the run was cancelled, but its RayJobs could not be deleted: {error}".rstrip("."),
             where=f"run {run_id}",
             remedy=f"kubectl -n {settings.job_namespace} delete rayjobs -l {label}",
         ) from error
 
 
-def _upload(client: Any, package: Path, name: str, settings: ClusterSettings) -> tuple[str, str]:
+def _upload(client: Any, package: Path, name: str, settings: KubeflowSettings) -> tuple[str, str]:
     """(pipeline id, version id) of the package; equal packages give one version."""
     from kfp_server_api import ApiException
 
@@ -176,7 +265,7 @@ def _upload(client: Any, package: Path, name: str, settings: ClusterSettings) ->
     except ApiException as error:
         if error.status != 409:
             raise
-    pipeline = _only(client.list_pipelines(filter=_named(name), namespace=namespace).pipelines, name).pipeline_id
+    pipeline = _only(client.list_pipelines(filter=_name_filter(name), namespace=namespace).pipelines, name).pipeline_id
     version = f"{name}-{hashlib.sha256(package.read_bytes()).hexdigest()[:12]}"
     try:
         added = client.upload_pipeline_version(str(package), version, pipeline_id=pipeline)
@@ -184,19 +273,20 @@ def _upload(client: Any, package: Path, name: str, settings: ClusterSettings) ->
     except ApiException as error:
         if error.status != 409:
             raise
-    there = client.list_pipeline_versions(pipeline, filter=_named(version)).pipeline_versions
-    return pipeline, _only(there, version).pipeline_version_id
+    existing = client.list_pipeline_versions(pipeline, filter=_name_filter(version)).pipeline_versions
+    return pipeline, _only(existing, version).pipeline_version_id
 
 
-def _named(name: str) -> str:
-    """A filter for one display name; 1 is EQUALS."""
+def _name_filter(name: str) -> str:
+    """A filter for one display name; operation 1 is EQUALS."""
     return json.dumps({"predicates": [{"operation": 1, "key": "display_name", "stringValue": name}]})
 
 
 def _only(found: list[Any] | None, name: str) -> Any:
+    """The first of the objects that a filter by name found."""
     if not found:
         raise UserError(
-            "the name is taken by something that this account may not see",
+            "the name is taken by an object that this account may not see",
             where="pipeline",
             value=name,
             remedy="give the recipe another name",
@@ -204,19 +294,19 @@ def _only(found: list[Any] | None, name: str) -> Any:
     return found[0]
 
 
-def _experiment(client: Any, settings: ClusterSettings) -> str:
+def _experiment(client: Any, settings: KubeflowSettings) -> str:
     return client.create_experiment(settings.experiment, namespace=settings.namespace or None).experiment_id
 
 
-class _PassingError(Exception):
-    """The API did not answer this time; `told` is what to say if it stays so."""
+class _RetriableError(Exception):
+    """The API did not answer this time; `user_error` is raised if that lasts too long."""
 
-    def __init__(self, told: UserError) -> None:
-        super().__init__(str(told))
-        self.told = told
+    def __init__(self, user_error: UserError) -> None:
+        super().__init__(str(user_error))
+        self.user_error = user_error
 
 
-def _read(client: Any, run_id: str, settings: ClusterSettings) -> Any:
+def _read(client: Any, run_id: str, settings: KubeflowSettings) -> Any:
     from kfp_server_api import ApiException
     from urllib3.exceptions import HTTPError
 
@@ -224,14 +314,14 @@ def _read(client: Any, run_id: str, settings: ClusterSettings) -> Any:
         return client.runs.run_service_get_run(run_id=run_id, _request_timeout=CALL_SECONDS)
     except ApiException as error:
         if error.status and error.status < 500 and error.status != 429:
-            refused(error.status, said(error), settings, f"read run {run_id}")
-        raise _PassingError(unreachable(settings, error)) from error
+            raise_refusal(error.status, error_message(error), settings, f"read run {run_id}")
+        raise _RetriableError(unreachable(settings, error)) from error
     except (HTTPError, OSError) as error:
-        raise _PassingError(unreachable(settings, error)) from error
+        raise _RetriableError(unreachable(settings, error)) from error
 
 
 def _tasks(run: Any) -> dict[str, tuple[str, str, str]]:
-    """Task id -> (name, state, error). Kubeflow's own helpers (drivers, the root) are left out."""
+    """Task id -> (name, state, error). Kubeflow's own tasks (drivers, the root) are left out."""
     details = (run.run_details.task_details if run.run_details else None) or []
     found: dict[str, tuple[str, str, str]] = {}
     for task in details:
@@ -241,7 +331,12 @@ def _tasks(run: Any) -> dict[str, tuple[str, str, str]]:
     return found
 
 
-def _ended(run: Any, tasks: dict[str, tuple[str, str, str]], settings: ClusterSettings) -> RunOutcome:
+def _result(run: Any, tasks: dict[str, tuple[str, str, str]], settings: KubeflowSettings) -> RunResult:
+    """The result of a run that has ended.
+
+    Raises:
+        RunFailedError: it failed or was cancelled.
+    """
     where = f"run {run.run_id}"
     if run.state == "CANCELED":
         raise RunFailedError(f"{where} was cancelled. Start it again: finished stages are reused.")
@@ -251,59 +346,4 @@ def _ended(run: Any, tasks: dict[str, tuple[str, str, str]], settings: ClusterSe
         what = f"stage {name} failed" if name else "failed"
         cause = " ".join(error.split()).rstrip(".") or "no cause was given"
         raise RunFailedError(f"{where}: {what}: {cause}. Read the step's log at {settings.run_url(run.run_id)}.")
-    return RunOutcome(run.run_id, run.state, {name: state for name, state, _ in tasks.values()})
-
-
-def run_on_kubeflow(recipe: Recipe, wait: bool, again: tuple[str, ...] = (), jobs: int = 0) -> None:
-    """Compiles a recipe, starts it on the cluster and, with `wait`, follows it to its end.
-
-    Raises:
-        UserError: an option that only means something on this machine; the cluster is out of reach or refuses.
-        typer.Exit: the run failed (1), or Ctrl-C ended the following (130).
-    """
-    import tempfile
-
-    from pipeline import graph
-
-    _refuse("--again", again, "run the stage on this machine, or change one of its fields")
-    _refuse("--jobs", jobs, "leave it out: Kubeflow starts every stage whose parents are done")
-    settings = ClusterSettings.from_environment()
-    with tempfile.TemporaryDirectory() as folder:
-        package = graph.compile_to(recipe, Path(folder) / "pipeline.yaml", settings.image or graph.IMAGE)
-        run_id = submit(
-            package, pipeline_name=f"robustrain-{recipe.name}", run_name=recipe.name, parameters={}, settings=settings
-        )
-    print(f"submitted: run {run_id}\npage:      {settings.run_url(run_id)}", flush=True)
-    if wait:
-        _follow(run_id, settings)
-
-
-def cancel_on_kubeflow(run_id: str) -> None:
-    """Ends a run on the cluster and deletes its RayJobs, and says which.
-
-    Raises:
-        UserError: the cluster is out of reach or refuses.
-    """
-    # MERGED
-
-    jobs = cancel(run_id, settings=ClusterSettings.from_environment())
-    print(f"cancelled: run {run_id}")
-    print(f"deleted:   {', '.join(f'RayJob {name}' for name in jobs) or 'no RayJob was left'}")
-
-
-def _follow(run_id: str, settings: ClusterSettings) -> None:
-    # MERGED
-
-    try:
-        wait(run_id, settings=settings)
-    except RunFailedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        print(f"no longer followed; run {run_id} goes on. To end it: robustrain cancel {run_id}")
-        raise typer.Exit(130) from None
-
-
-def _refuse(option: str, value: object, remedy: str) -> None:
-    if value:
-        raise UserError("means nothing on a cluster", where=option, value=value, remedy=remedy)
+    return RunResult(run.run_id, run.state, {name: state for name, state, _ in tasks.values()})

@@ -16,10 +16,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.errors import UserError, nearest
+from components.report.config import ReportConfig
 from pipeline.citations import check_sources
 from pipeline.matrix import expand
 from pipeline.recipe_loading import before_expansion, override, read_document
-from pipeline.report.config import ReportConfig
 from pipeline.stages import NAME_RULE, STAGE_NAME, STAGES, TRAINING, StageKind
 
 FOLDER = Path(__file__).parent / "recipes"

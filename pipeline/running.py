@@ -101,7 +101,7 @@ def _say_why(outcome: Outcome) -> NoReturn:
 
 def show_results(rows: list[dict[str, Any]], worst_case: list[dict[str, Any]], console: Console) -> None:
     """Prints results as a table, the worst cases over the norms, and the conditions that hold for all of them."""
-    from pipeline.report.terminal import terminal_conditions, terminal_table, terminal_worst_cases
+    from components.report.terminal import terminal_conditions, terminal_table, terminal_worst_cases
 
     console.print(terminal_table(rows))
     if (worst := terminal_worst_cases(worst_case)) is not None:

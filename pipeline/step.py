@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,9 +163,9 @@ def launch(spec: StageSpec, kind: StageKind, log: Path) -> None:
             spec.model_dump_json(),
             stage=spec.name,
             kind=spec.kind,
-            room=kind.room,
+            package=kind.package,
             fingerprint=spec.fingerprint,
-            resources=rayjob.Resources(**vars(kind.resources) | _workers(spec)),
+            resources=replace(kind.resources, **_workers(spec)),
             settings=rayjob.RayJobSettings.from_environment(),
         )
         return

@@ -1,4 +1,4 @@
-"""`python -m components.evaluate --spec spec.json`: runs one stage of this room."""
+"""`python -m components.evaluate --spec spec.json`: runs one stage."""
 
 from components.evaluate.stage import run
 from components.store.execute import main

@@ -1,17 +1,16 @@
-"""Follows one RayJob to its end, through lost watches and a restarting API server.
+"""Follows one RayJob to its end, finds pods that cannot start, and turns a bad end into one line.
 
-Faults that keep a job's pods from ever starting, found before its deadline wastes a day.
+`follow` survives lost watches and a restart of the API server. `PodMonitor` finds faults that keep a job's pods from
+starting: neither KubeRay nor the RayJob's status reports an image that cannot be pulled, the pods just wait until the
+deadline. `JobResult` is read from the job's status. `Complete` alone is no success: a job that somebody stopped is
+`Complete` with `STOPPED`. `ValidationFailed` is an end although nothing has run.
 
-Neither KubeRay nor the RayJob's status tells of an image that cannot be pulled: the pods just wait.
-
-How a RayJob ended, read from its status, and what to say about it.
-
-`Complete` alone is no success: a job that somebody stopped is `Complete` with `STOPPED`. `ValidationFailed` is an end,
-although nothing has run. Source: ray.io/v1 RayJobStatus (KubeRay 1.7).
+Source: ray.io/v1 RayJobStatus (KubeRay 1.7).
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,126 +18,159 @@ from typing import Any
 
 from components.errors import UserError
 from components.launch.rayjob_client import RayJobApi
-from components.launch.rayjob_settings import Timing
+from components.launch.rayjob_settings import RayJobSettings
 from components.launch.rayjob_spec import JOB_LABEL
 
-# MERGED
-# MERGED
+_LOGGER = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Ended:
-    """`outcome` is None when the job was deleted before it ended."""
-
-    outcome: Outcome | None
-
-
-def follow(api: RayJobApi, job: dict[str, Any], health: Health, show: Callable[[str], None]) -> Ended:
-    """Waits for the job's end.
-
-    Each turn reads the job anew, then watches from there for a bounded time. So a watch that expires (410), times out
-    or breaks costs nothing but its turn, and a change that fell between two watches is not missed.
-
-    Args:
-        api: the cluster.
-        job: as it was created or found; another job of the same name (other uid) counts as this one's deletion.
-        health: asked at every turn until the job runs.
-        show: takes a line at every change of state.
-
-    Raises:
-        UserError: the pods cannot start, or the cluster stays out of reach for `Timing.outage_s`.
-    """
-    name, uid, told = job["metadata"]["name"], job["metadata"]["uid"], ""
-    while True:
-        now, version = api.find(name, patience=api.timing.outage_s)
-        if now is None or now["metadata"]["uid"] != uid:
-            return Ended(None)
-        told = _tell(name, now, told, show)
-        if ended := outcome(now.get("status")):
-            return Ended(ended)
-        running = (now.get("status") or {}).get("jobStatus") == "RUNNING"
-        if not running:
-            health.check_taken(now)
-            health.check_pods(api.pods(f"{JOB_LABEL}={name}", patience=api.timing.outage_s))
-        # Faults of the pods do not show in the job: while it has not started, look often.
-        seconds = api.timing.watch_s if running else max(1, api.timing.watch_s // 3)
-        for event, now in api.watch(name, version, seconds):
-            if event == "DELETED":
-                return Ended(None)
-            told = _tell(name, now, told, show)
-            if ended := outcome(now.get("status")):
-                return Ended(ended)
-
-
-def _tell(name: str, job: dict[str, Any], told: str, show: Callable[[str], None]) -> str:
-    state = stage_of_life(job.get("status"))
-    if state != told:
-        show(f"RayJob {name}: {state}")
-    return state
-
-
+END_STATES = frozenset({"Complete", "Failed", "ValidationFailed"})
+"""Values of `jobDeploymentStatus` after which KubeRay does nothing more with the job."""
 IMAGE_FAULTS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
-"""Waiting reasons of a container whose image does not arrive."""
+"""Waiting reasons of a container whose image cannot be pulled."""
 CONFIG_FAULTS = frozenset({"CreateContainerConfigError"})
 """Waiting reasons of a container that names a ConfigMap or a Secret that does not exist."""
 
+START_AGAIN = "start the pipeline again: the stage continues from its last complete checkpoint"
 
-class Health:
-    """Watches over one job until it runs.
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended.
+
+    Attributes:
+        deployment_status: KubeRay's view, one of `END_STATES`.
+        job_status: Ray's view, such as `SUCCEEDED`; may be empty.
+        reason: KubeRay's reason, one word.
+        message: KubeRay's message, up to 20,000 characters of the job's log.
+    """
+
+    deployment_status: str
+    job_status: str
+    reason: str = ""
+    message: str = ""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether both KubeRay and Ray report success."""
+        return self.deployment_status == "Complete" and self.job_status == "SUCCEEDED"
+
+
+def job_result(status: Mapping[str, Any] | None) -> JobResult | None:
+    """The result in a job's status, or None while the job waits or runs."""
+    status = status or {}
+    deployment = status.get("jobDeploymentStatus", "")
+    if deployment not in END_STATES:
+        return None
+    return JobResult(deployment, status.get("jobStatus", ""), status.get("reason", ""), status.get("message", ""))
+
+
+def status_text(status: Mapping[str, Any] | None) -> str:
+    """Status text for the log, such as `Running/PENDING`; `new` until KubeRay has set a status."""
+    status = status or {}
+    words = [status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")]
+    return "/".join(word for word in words if word) or "new"
+
+
+def follow(api: RayJobApi, job: dict[str, Any], settings: RayJobSettings) -> JobResult | None:
+    """Waits for the job's end. Returns its result, or None if the job was deleted.
+
+    Each turn reads the job again, then watches from there for a limited time. So a watch that expires (410), times out
+    or breaks costs only its turn, and a change between two watches is not missed.
+
+    Args:
+        api: the cluster.
+        job: as it was created or found; another job of the same name (other uid) means that this one was deleted.
+        settings: of the installation.
+
+    Raises:
+        UserError: the pods cannot start, or the cluster is unreachable for `Timing.outage_s`.
+    """
+    name, uid, shown = job["metadata"]["name"], job["metadata"]["uid"], ""
+    monitor = PodMonitor(name, settings)
+    while True:
+        now, version = api.find(name, patience=api.timing.outage_s)
+        if now is None or now["metadata"]["uid"] != uid:
+            return None
+        shown = _log_change(name, now, shown)
+        if result := job_result(now.get("status")):
+            return result
+        running = (now.get("status") or {}).get("jobStatus") == "RUNNING"
+        if not running:
+            monitor.check_operator(now)
+            monitor.check_pods(api.pods(f"{JOB_LABEL}={name}", patience=api.timing.outage_s))
+        # Faults of the pods do not show in the job's status: until it runs, look often.
+        seconds = api.timing.watch_s if running else max(1, api.timing.watch_s // 3)
+        for event, now in api.watch(name, version, seconds):
+            if event == "DELETED":
+                return None
+            shown = _log_change(name, now, shown)
+            if result := job_result(now.get("status")):
+                return result
+
+
+def _log_change(name: str, job: dict[str, Any], shown: str) -> str:
+    """Logs the job's status if it differs from `shown`; returns it."""
+    text = status_text(job.get("status"))
+    if text != shown:
+        _LOGGER.info("RayJob %s: %s", name, text)
+    return text
+
+
+class PodMonitor:
+    """Checks one job and its pods until the job runs.
 
     Args:
         name: of the RayJob.
-        timing: how long a fault may last.
-        show: takes a line when what the pods wait for changes.
+        settings: gives the time for which a fault may last.
         clock: seconds, monotonic.
     """
 
-    def __init__(
-        self, name: str, timing: Timing, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._name, self._timing, self._show, self._clock = name, timing, show, clock
-        self._born = clock()
+    def __init__(self, name: str, settings: RayJobSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name, self._clock = name, clock
+        self._image_grace_s, self._operator_grace_s = settings.image_grace_s, settings.timing.operator_grace_s
+        self._start = clock()
         self._since: dict[tuple[str, str], float] = {}
         self._waiting = ""
 
-    def check_taken(self, job: dict[str, Any]) -> None:
-        """Raises when KubeRay has not taken notice of a job that is not suspended (a queue suspends jobs).
+    def check_operator(self, job: dict[str, Any]) -> None:
+        """Checks that KubeRay has seen the job, unless it is suspended (a queue suspends jobs).
 
         Raises:
-            UserError: nothing has filled in the job's status for too long.
+            UserError: the job has had no status for too long.
         """
         if job.get("status") or job["spec"].get("suspend"):
-            self._born = self._clock()
-        elif self._clock() - self._born > self._timing.operator_grace_s:
+            self._start = self._clock()
+        elif self._clock() - self._start > self._operator_grace_s:
             raise UserError(
-                f"KubeRay has taken no notice of it for {self._timing.operator_grace_s:g} s",
+                f"KubeRay has not set its status for {self._operator_grace_s:g} s",
                 where=f"RayJob {self._name}",
                 remedy="check that the KubeRay operator runs and watches this namespace",
             )
 
     def check_pods(self, pods: Iterable[Any]) -> None:
-        """Raises when a container has been kept from starting for longer than the grace time.
+        """Checks that no container has been unable to start for longer than the grace time.
 
         Args:
             pods: `V1Pod` of the job, submitter included.
 
         Raises:
-            UserError: names the image, or what the cluster says about the configuration.
+            UserError: names the image, or contains the cluster's message about the configuration.
         """
         pods, now = list(pods), self._clock()
         faults = {(pod, container): fault for pod, container, fault in _faults(pods)}
         self._since = {key: self._since.get(key, now) for key in faults}
         for key, (reason, image, message) in faults.items():
-            if now - self._since[key] >= self._timing.image_grace_s or reason == "InvalidImageName":
-                raise _fault(self._name, reason, image, message)
-        self._tell(pods, faults)
+            if now - self._since[key] >= self._image_grace_s or reason == "InvalidImageName":
+                raise _fault_error(self._name, reason, image, message)
+        self._log_waiting(pods, faults)
 
-    def _tell(self, pods: list[Any], faults: dict[Any, tuple[str, str, str]]) -> None:
-        words = [f"{image}: {reason}" for reason, image, _ in faults.values()]
-        words += [f"no node for {pod.metadata.name}: {why}" for pod in pods if (why := _unscheduled(pod))]
-        text = "; ".join(sorted(set(words)))
+    def _log_waiting(self, pods: list[Any], faults: dict[Any, tuple[str, str, str]]) -> None:
+        """Logs what the pods wait for, when it changes."""
+        causes = [f"{image}: {reason}" for reason, image, _ in faults.values()]
+        causes += [f"no node for {pod.metadata.name}: {why}" for pod in pods if (why := _unscheduled(pod))]
+        text = "; ".join(sorted(set(causes)))
         if text and text != self._waiting:
-            self._show(f"waiting: {text}")
+            _LOGGER.info("RayJob %s: waiting: %s", self._name, text)
         self._waiting = text
 
 
@@ -149,20 +181,20 @@ def _faults(pods: list[Any]) -> Iterator[tuple[str, str, tuple[str, str, str]]]:
         for status in statuses:
             waiting = status.state.waiting if status.state else None
             if waiting and waiting.reason in IMAGE_FAULTS | CONFIG_FAULTS:
-                # ErrImagePull and ImagePullBackOff take turns; the pod and the container are what stays.
+                # ErrImagePull and ImagePullBackOff alternate; pod and container stay the same.
                 yield pod.metadata.name, status.name, (waiting.reason, status.image, waiting.message or "")
 
 
-def _fault(name: str, reason: str, image: str, message: str) -> UserError:
-    where, said = f"RayJob {name}", " ".join(message.split())[:300].rstrip(".")
+def _fault_error(name: str, reason: str, image: str, message: str) -> UserError:
+    where, text = f"RayJob {name}", " ".join(message.split())[:300].rstrip(".")
     if reason in CONFIG_FAULTS:
         return UserError(
-            f"its containers cannot be configured: {said or reason}",
+            f"its containers cannot be configured: {text or reason}",
             where=where,
             remedy="create what it names, see k8s/base",
         )
     return UserError(
-        f"the image cannot be pulled ({reason}: {said})" if said else f"the image cannot be pulled ({reason})",
+        f"the image cannot be pulled ({reason}: {text})" if text else f"the image cannot be pulled ({reason})",
         where=where,
         value=image,
         remedy="push it, correct ROBUSTRAIN_IMAGE, or name a pull secret in ROBUSTRAIN_PULL_SECRETS",
@@ -170,81 +202,46 @@ def _fault(name: str, reason: str, image: str, message: str) -> UserError:
 
 
 def _unscheduled(pod: Any) -> str:
+    """Why no node takes the pod; empty if it has a node."""
     for condition in pod.status.conditions or []:
         if condition.type == "PodScheduled" and condition.status == "False":
             return " ".join((condition.message or condition.reason or "").split())[:200]
     return ""
 
 
-ENDS = frozenset({"Complete", "Failed", "ValidationFailed"})
-"""Values of `jobDeploymentStatus` after which KubeRay does nothing more with the job."""
-
-CONTINUES = "start the pipeline again: the stage continues from its last complete checkpoint"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of a job: `deployment` is KubeRay's view, `job` is Ray's, `reason` and `message` are KubeRay's words."""
-
-    deployment: str
-    job: str
-    reason: str = ""
-    message: str = ""
-
-    @property
-    def succeeded(self) -> bool:
-        """Both KubeRay and Ray say so."""
-        return self.deployment == "Complete" and self.job == "SUCCEEDED"
-
-
-def outcome(status: Mapping[str, Any] | None) -> Outcome | None:
-    """The end that this status tells, or None while the job waits or runs."""
-    status = status or {}
-    deployment = status.get("jobDeploymentStatus", "")
-    if deployment not in ENDS:
-        return None
-    return Outcome(deployment, status.get("jobStatus", ""), status.get("reason", ""), status.get("message", ""))
-
-
-def stage_of_life(status: Mapping[str, Any] | None) -> str:
-    """A short word for people: `Running/PENDING`, or `new` before KubeRay has seen the job."""
-    status = status or {}
-    words = [status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")]
-    return "/".join(word for word in words if word) or "new"
-
-
-def failure(name: str, ended: Outcome, *, last_line: str = "") -> UserError:
-    """The one line for a job that did not succeed.
+def failure(name: str, result: JobResult, *, last_line: str = "") -> UserError:
+    """The error for a job that did not succeed.
 
     Args:
         name: of the RayJob.
-        ended: an outcome with `succeeded` false.
-        last_line: the last line of the job's log, empty when none arrived.
+        result: with `succeeded` false.
+        last_line: the last line of the job's log; empty if none was received.
     """
-    cause = _cause(ended.message) or last_line or ended.reason or "no cause was given"
+    cause = _last_line(result.message) or last_line or result.reason or "no cause was given"
     where = f"RayJob {name}"
-    if ended.deployment == "ValidationFailed":
+    if result.deployment_status == "ValidationFailed":
         return UserError(f"KubeRay refused it: {cause}", where=where, remedy="correct the value that it names")
-    if ended.reason in {"DeadlineExceeded", "PreRunningDeadlineExceeded"}:
-        return UserError("did not end before its deadline", where=where, remedy=f"raise the deadline, then {CONTINUES}")
-    if ended.reason == "SubmissionFailed":
+    if result.reason in {"DeadlineExceeded", "PreRunningDeadlineExceeded"}:
+        remedy = f"raise the deadline, then {START_AGAIN}"
+        return UserError("did not end before its deadline", where=where, remedy=remedy)
+    if result.reason == "SubmissionFailed":
         return UserError(
-            f"could not be handed to Ray: {cause}",
+            f"could not be submitted to Ray: {cause}",
             where=where,
             remedy="check that the training image has ray[default] in the version that the job names",
         )
-    if ended.job == "STOPPED":
-        return UserError("was stopped before it ended", where=where, remedy=CONTINUES)
+    if result.job_status == "STOPPED":
+        return UserError("was stopped before it ended", where=where, remedy=START_AGAIN)
     if last_line.startswith("error: "):
         cause = last_line.removeprefix("error: ").rstrip(".")
     return UserError(
-        f"ended as {ended.deployment}/{ended.job or 'unknown'}: {cause}",
+        f"ended as {result.deployment_status}/{result.job_status or 'unknown'}: {cause}",
         where=where,
-        remedy="the stage's log above tells what went before",
+        remedy="read the stage's log above",
     )
 
 
-def _cause(message: str) -> str:
-    """The last line of a message that says something; KubeRay puts up to 20,000 characters of the job's log into it."""
+def _last_line(message: str) -> str:
+    """The last line of a message that is not empty, at most 400 characters."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1][:400].rstrip(".") if lines else ""

@@ -1,9 +1,10 @@
-"""The RayJob custom resource of one stage, as a plain dict: a pure function of its arguments.
+"""Renders the RayJob custom resource of one stage as a plain dict: a pure function of its arguments.
 
-KubeRay silently drops fields that it does not know, so a test holds the result against the CRD made strict.
+`render` builds the job, `PodTemplates` its pods: the head, the workers, and the submitter that submits the job to Ray
+and prints its log. KubeRay silently drops fields that it does not know, so a test validates the result against the CRD
+with unknown fields forbidden.
+
 Source: ray.io/v1 RayJob (KubeRay 1.7).
-
-The pods of a RayJob: the head, the workers, and the submitter that hands the job in and prints its log.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from dataclasses import replace
 from typing import Any
 
 from components.errors import UserError
-from components.launch.rayjob_settings import RayJobSettings, Resources
-
-# MERGED
+from components.launch.rayjob_settings import RayJobSettings
+from components.launch.resources import Resources
 
 MAX_NAME = 47
-"""KubeRay appends its own endings to the name and marks longer ones ValidationFailed."""
+"""KubeRay appends its own suffixes to the name and marks longer names ValidationFailed."""
 
 MAX_SPEC_BYTES = 100_000
 """Linux refuses a single environment variable of 128 KiB."""
@@ -33,14 +33,14 @@ JOB_LABEL = "robustrain/rayjob"
 FINGERPRINT_ANNOTATION = "robustrain/fingerprint"
 SPEC_VARIABLE = "ROBUSTRAIN_SPEC"
 
-_ROOM = re.compile(r"[a-z][a-z_]*")
+_PACKAGE = re.compile(r"[a-z][a-z_]*")
 _HEX = re.compile(r"[0-9a-f]{12,64}")
 
 
 def job_name(stage: str, fingerprint: str) -> str:
     """`<stage>-<first ten digits of the fingerprint>` as a DNS-1035 label of at most 47 characters.
 
-    The same stage and fingerprint give the same name on every machine: creating it is the claim on the work.
+    The same stage and fingerprint give the same name on every machine: creating the job is the claim on the work.
     """
     assert _HEX.fullmatch(fingerprint), fingerprint
     word = re.sub(r"[^a-z0-9]+", "-", stage.lower()).strip("-")
@@ -59,18 +59,18 @@ def render(
     *,
     stage: str,
     kind: str,
-    room: str,
+    package: str,
     fingerprint: str,
     resources: Resources,
     settings: RayJobSettings,
 ) -> dict[str, Any]:
-    """The RayJob that runs `python -m components.<room>` with `spec_json` in the environment.
+    """The RayJob that runs `python -m components.<package>` with `spec_json` in the environment.
 
     Args:
         spec_json: the stage's specification, one JSON object.
         stage: the stage's name in the recipe.
         kind: its kind in the stage table.
-        room: the package under `components` that does the work.
+        package: the package under `components` that does the work.
         fingerprint: hex digits, at least 12.
         resources: of every working pod.
         settings: of the installation.
@@ -78,7 +78,7 @@ def render(
     Raises:
         UserError: the specification does not fit into an environment variable.
     """
-    assert _ROOM.fullmatch(room), room
+    assert _PACKAGE.fullmatch(package), package
     name = job_name(stage, fingerprint)
     labels = _labels(name, stage, kind, fingerprint, settings)
     if settings.queue:
@@ -95,7 +95,7 @@ def render(
         "kind": "RayJob",
         "metadata": _metadata(name, labels, fingerprint, settings),
         "spec": {
-            "entrypoint": f"python -m components.{room}",
+            "entrypoint": f"python -m components.{package}",
             "submissionMode": "K8sJobMode",
             "activeDeadlineSeconds": resources.deadline_s,
             "backoffLimit": settings.backoff_limit,
@@ -131,8 +131,8 @@ def _metadata(name: str, labels: dict[str, str], fingerprint: str, settings: Ray
     if settings.queue:
         metadata["labels"]["kueue.x-k8s.io/queue-name"] = settings.queue
     if settings.pod_name and settings.pod_uid:
-        # The job goes when the step's pod goes, so that a deleted pipeline leaves no GPUs in use. Not a controller, and
-        # it does not block the pod's deletion: both would need rights on pods that the service account does not have.
+        # Kubernetes deletes the job with the step's pod, so that a deleted pipeline leaves no GPUs in use. Without
+        # `controller` and `blockOwnerDeletion`: both would need rights on pods that the service account does not have.
         metadata["ownerReferences"] = [
             {"apiVersion": "v1", "kind": "Pod", "name": settings.pod_name, "uid": settings.pod_uid}
         ]
@@ -141,17 +141,17 @@ def _metadata(name: str, labels: dict[str, str], fingerprint: str, settings: Ray
 
 def _environment(spec_json: str) -> list[dict[str, str]]:
     text = json.dumps(json.loads(spec_json), separators=(",", ":"))
-    # Kubernetes expands $(NAME) in values. A "$" stands only inside JSON strings, where \u0024 says the same.
+    # Kubernetes expands $(NAME) in values. A "$" occurs only in JSON strings, where \u0024 means the same.
     text = text.replace("$", "\\u0024")
     if len(text) > MAX_SPEC_BYTES:
         raise UserError(
-            f"the stage's specification has {len(text)} bytes, more than the {MAX_SPEC_BYTES} that fit into a variable",
-            remedy="put long lists of the recipe into a file of the object store",
+            f"the stage's specification has {len(text)} bytes; an environment variable takes {MAX_SPEC_BYTES}",
+            remedy="move long lists of the recipe into a file of the object store",
         )
     return [
         {"name": SPEC_VARIABLE, "value": text},
         {"name": "PYTHONUNBUFFERED", "value": "1"},
-        # Everything the stage keeps goes to MLflow and the object store; this folder is scratch.
+        # The stage's results go to MLflow and the object store; this folder is scratch.
         {"name": "ROBUSTRAIN_HOME", "value": "/scratch"},
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
     ]
@@ -167,64 +167,67 @@ class PodTemplates:
         self._environment = environment
 
     def head(self) -> dict[str, Any]:
-        """The pod that runs the entrypoint: it does the work alone, or leads the workers and computes nothing."""
-        wanted, settings = self._resources, self._settings
+        """The pod that runs the entrypoint: it does all the work, or it leads the workers and computes nothing."""
+        resources, settings = self._resources, self._settings
         parameters = {"dashboard-host": "0.0.0.0"}
-        if wanted.workers > 1:
+        if resources.workers > 1:
             parameters["num-cpus"] = "0"
             limits = _quantities(settings.head_cpus, settings.head_memory_gib)
         else:
-            limits = self._working()
+            limits = self._worker_limits()
         container = self._container("ray-head", limits)
         container["ports"] = [
             {"containerPort": 6379, "name": "gcs-server"},
             {"containerPort": 8265, "name": "dashboard"},
             {"containerPort": 10001, "name": "client"},
         ]
-        memory = settings.head_memory_gib if wanted.workers > 1 else wanted.memory_gib
+        memory = settings.head_memory_gib if resources.workers > 1 else resources.memory_gib
         template = self._template(container, memory)
-        if wanted.is_elastic:
-            # The autoscaler in this pod changes the number of workers, by a service account that KubeRay makes for it.
+        if resources.is_elastic:
+            # The autoscaler in this pod changes the number of workers, with a service account that KubeRay creates.
             template["spec"]["automountServiceAccountToken"] = True
         return {"rayStartParams": parameters, "template": template}
 
     def workers(self) -> dict[str, Any]:
-        """The group of equal pods that train or attack: all of them or none, or, where the number may vary, the least
-        number at first and more when Ray asks for them and the cluster has room."""
-        most = self._resources.workers
-        least = self._resources.workers_min if self._resources.is_elastic else most
-        container = self._container("ray-worker", self._working())
+        """The group of equal pods that train or attack.
+
+        A fixed number starts as a whole or not at all. A range starts with its smallest number and grows when Ray asks
+        for more and the cluster has free nodes.
+        """
+        largest = self._resources.workers
+        smallest = self._resources.workers_min if self._resources.is_elastic else largest
+        container = self._container("ray-worker", self._worker_limits())
         return {
             "groupName": "workers",
-            "replicas": least,
-            "minReplicas": least,
-            "maxReplicas": most,
+            "replicas": smallest,
+            "minReplicas": smallest,
+            "maxReplicas": largest,
             "rayStartParams": {},
             "template": self._template(container, self._resources.memory_gib),
         }
 
     def autoscaler(self) -> dict[str, Any]:
-        """Options of the container that KubeRay adds to the head of a cluster whose size may vary."""
+        """Options of the autoscaler container that KubeRay adds to the head of a cluster whose size may vary."""
         return {
             "securityContext": _unprivileged(),
-            # A worker that has come must not go again while the training is still preparing.
+            # A new worker must not be removed while the training is still preparing.
             "idleTimeoutSeconds": 600,
         }
 
     def submitter(self) -> dict[str, Any]:
-        """The small pod that hands in the job and prints its log; KubeRay fills in the command."""
+        """The small pod that submits the job to Ray and prints its log; KubeRay fills in the command."""
         container = {
             "name": "ray-job-submitter",
             "image": self._settings.image,
             "imagePullPolicy": self._settings.pull_policy,
-            "resources": _both(_quantities(0.5, 1)),
+            "resources": _requests_and_limits(_quantities(0.5, 1)),
             "securityContext": _unprivileged(),
         }
         spec = self._pod_spec([container])
         spec["restartPolicy"] = "Never"
         return {"metadata": {"labels": dict(self._labels)}, "spec": spec}
 
-    def _working(self) -> dict[str, str]:
+    def _worker_limits(self) -> dict[str, str]:
         limits = _quantities(self._resources.cpus, self._resources.memory_gib)
         if self._resources.gpus:
             limits[self._settings.gpu_resource] = str(self._resources.gpus)
@@ -242,7 +245,7 @@ class PodTemplates:
                 # Clusters with workload identity have no secret.
                 {"secretRef": {"name": settings.secret, "optional": True}},
             ],
-            "resources": _both(limits),
+            "resources": _requests_and_limits(limits),
             "securityContext": _unprivileged(),
             "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, {"name": "scratch", "mountPath": "/scratch"}],
         }
@@ -264,7 +267,7 @@ class PodTemplates:
     def _pod_spec(self, containers: list[dict[str, Any]]) -> dict[str, Any]:
         spec: dict[str, Any] = {
             "containers": containers,
-            # Nothing in a training pod talks to Kubernetes (but for an autoscaler), so a stolen image gets no token.
+            # Only an autoscaler talks to Kubernetes, so code in a training pod gets no token.
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": {
@@ -281,16 +284,16 @@ class PodTemplates:
 
 
 def _quantities(cpus: float, memory_gib: float) -> dict[str, str]:
-    """Kubernetes quantities: whole cores or thousandths, MiB."""
+    """Kubernetes quantities: cores (whole or in thousandths) and MiB."""
     cpu = str(int(cpus)) if float(cpus).is_integer() else f"{math.ceil(cpus * 1000)}m"
     return {"cpu": cpu, "memory": f"{math.ceil(memory_gib * 1024)}Mi"}
 
 
-def _both(limits: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Requests equal to limits: the pod is never evicted for using what it asked for, and Ray counts whole cores."""
+def _requests_and_limits(limits: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Requests equal to limits: a pod is never evicted for using what it requested, and Ray counts whole cores."""
     return {"requests": dict(limits), "limits": dict(limits)}
 
 
 def _unprivileged() -> dict[str, Any]:
-    """With the pod's security context: what the "restricted" Pod Security Standard asks for."""
+    """Together with the pod's security context: what the "restricted" Pod Security Standard requires."""
     return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}

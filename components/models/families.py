@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from components.errors import UserError, nearest
+from components.imagenet1k_tags import is_imagenet1k, other_data_in
 
 Stem = Literal["patch", "conv"]
 Normalize = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -68,23 +69,6 @@ FAMILIES: dict[str, Family] = {
 IMAGENET1K_TAGS: dict[str, str] = {f.name: f"{f.base}.{f.tag}" for f in FAMILIES.values() if f.tag}
 """Family -> the timm weights that a recipe's clean initialisation is pinned to."""
 
-OTHER_DATA = (
-    "in12k",
-    "in21k",
-    "in22k",
-    "jft",
-    "laion",
-    "yfcc",
-    "ig1b",
-    "lvd",
-    "clip",
-    "dino",
-    "ssld",
-    "merged",
-    "cc12m",
-)
-"""Parts of timm tags that say the weights have seen more than ImageNet-1k."""
-
 
 def find_family(name: str) -> Family:
     """The family called `name`.
@@ -111,11 +95,9 @@ def check_imagenet1k_tag(tag: str) -> str:
         UserError: the tag is missing (timm's default would be taken), or names other or further data, or "_ft_", which
             in timm says that the weights were fine-tuned from such.
     """
-    label = tag.rsplit(".", 1)[-1].lower()
-    parts = label.split("_")
-    foreign = [part for part in parts if part in ("ft", "ns") or part.startswith(OTHER_DATA)]
-    if "in1k" in parts and not foreign:
+    if is_imagenet1k(tag):
         return tag
+    foreign = other_data_in(tag)
     known = ", ".join(IMAGENET1K_TAGS.values())
     why = f"it says {foreign[0]!r}" if foreign else "it does not end in 'in1k'"
     raise UserError(

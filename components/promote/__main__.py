@@ -1,4 +1,4 @@
-"""`python -m components.promote --spec spec.json`: runs one stage of this room."""
+"""`python -m components.promote --spec spec.json`: runs one stage."""
 
 from components.promote.stage import run
 from components.store.execute import main

@@ -47,21 +47,26 @@ class StorageSettings(EnvironmentSettings):
         description="MLflow store with runs, metrics and the model registry",
         default_factory=lambda values: f"sqlite:///{values['home'] / 'mlflow.db'}",
         default_text="an SQLite file in the home",
+        set_in="config map",
     )
     artifacts_uri: Location = setting(
         "ROBUSTRAIN_ARTIFACTS",
         description="where MLflow keeps the artifacts of a new experiment: a folder or a URI",
         default_factory=lambda values: str(values["home"] / "artifacts"),
         default_text="a folder in the home",
+        set_in="config map",
     )
     objects_uri: Annotated[Location, AfterValidator(_folder_or_s3)] = setting(
         "ROBUSTRAIN_OBJECTS",
         description="encoded data sets: a folder or `s3://bucket/prefix`",
         default_factory=lambda values: str(values["home"] / "objects"),
         default_text="a folder in the home",
+        set_in="config map",
         remedy="name a folder or s3://bucket/prefix",
     )
-    experiment: str = setting("ROBUSTRAIN_EXPERIMENT", description="the MLflow experiment", default="robustrain")
+    experiment: str = setting(
+        "ROBUSTRAIN_EXPERIMENT", description="the MLflow experiment", default="robustrain", set_in="config map"
+    )
 
     def environment(self) -> dict[str, str]:
         """Returns the variables that give a child process the same settings."""

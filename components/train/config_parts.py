@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from components.errors import UserError
-from components.radius import Radius, check_radius
+from components.threats import Radius, check_radius
 
 
 class Part(BaseModel):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from components.errors import UserError
-from components.launch.ray_cluster import own_signals, start_ray
+from components.launch.ray_cluster import keep_sigterm_handler, start_ray
 from components.process import stage_cores
 from components.store.settings import StorageSettings
 from components.train.config_checks import shares_evenly
@@ -88,7 +88,7 @@ def _cluster(config: TrainConfig) -> Iterator[None]:
 
     os.environ.update(StorageSettings.from_environment().environment())
     if os.environ.get("RAY_ADDRESS"):
-        with own_signals():
+        with keep_sigterm_handler():
             ray.init(address="auto", log_to_driver=True, runtime_env={"env_vars": _environment()})
         yield
         return

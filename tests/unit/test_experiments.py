@@ -32,7 +32,7 @@ def ended(folder, name, ok=True):
     return Outcome("run", ok, stages, folder / "log", [], str(report))
 
 
-def test_the_page_links_a_copy_of_every_report_and_says_what_failed(home, tmp_path):
+def test_the_page_links_a_copy_of_every_report_and_names_what_failed(home, tmp_path):
     def run(recipe):
         if recipe.name == "frontier-small":
             raise UserError("another run is under way", remedy="wait")
@@ -46,19 +46,19 @@ def test_the_page_links_a_copy_of_every_report_and_says_what_failed(home, tmp_pa
     links = [one.get("href") for one in root.iter("a")]
     assert links == ["experiments/steps-small.html", "experiments/pretraining-small.html"]
     assert all((home.home / link).is_file() for link in links)
-    said = " ".join("".join(root.itertext()).split())
+    text = " ".join("".join(root.itertext()).split())
     for words in (
         "Why steps-small?",
         "steps-small <shows> it.",
         "stage a failed: no <luck>; log: a.log",
         "another run is",
     ):
-        assert words in said
-    assert "Not complete: frontier-small, stem-small failed." in said
+        assert words in text
+    assert "Not complete: frontier-small, stem-small failed." in text
     assert not [one for one in root.iter() if one.tag in {"script", "link", "img"}]
 
 
-def test_a_recipe_that_does_not_load_is_said_before_anything_runs():
+def test_a_recipe_that_does_not_load_is_an_error_before_anything_runs():
     with pytest.raises(UserError, match="did you mean 'steps-small'"):
         experiments.load_all(["stem-small", "steps-smal"])
 

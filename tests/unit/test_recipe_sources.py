@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from components.errors import UserError
-from components.radius import parse_radius
+from components.threats import parse_radius
 from pipeline.citations import annotated
 from pipeline.recipe import build, document_of, load, names
 from tests.recipes import small

@@ -208,6 +208,6 @@ def test_job_stages_are_launched_as_rayjobs_where_the_environment_says_so(here, 
     monkeypatch.setattr(rayjob, "launch", lambda text, **asked: seen.update(asked, text=text))
     spec = StageSpec(name="adversarial", kind="adversarial", config=config, seed=0, fingerprint="f" * 64, run_id="r")
     step.launch(spec, STAGES["adversarial"], here.logs / "x.log")
-    assert (seen["room"], seen["stage"]) == ("train", "adversarial")
+    assert (seen["package"], seen["stage"]) == ("train", "adversarial")
     assert (seen["resources"].workers, seen["resources"].workers_min) == workers
     assert StageSpec.model_validate_json(seen["text"]) == spec
