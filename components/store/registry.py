@@ -93,7 +93,7 @@ class Registry:
         try:
             return self._tracking.finished(reference)
         except MlflowException as error:
-            if not _says_absent(error):
+            if not _is_absent(error):
                 raise
             return None
 
