@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel
 
 from components.errors import UserError, nearest
-from pipeline.stages import STAGES, TRAINING
+from pipeline.stages import STAGES
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -86,7 +86,12 @@ def _refuse(key: str, part: str, known: list[str], what: str) -> None:
 
 def _words(name: str, kind: str) -> list[str]:
     """Returns the words by which a key can name a stage, the most specific first."""
-    return [name, kind, *([TRAINS] if kind in TRAINING else []), *([EVERY] if kind in STAGES else [])]
+    return [
+        name,
+        kind,
+        *([TRAINS] if kind in STAGES and STAGES[kind].trains else []),
+        *([EVERY] if kind in STAGES else []),
+    ]
 
 
 def _targets(key: str) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from components.report.config import ReportConfig
 from pipeline.citations import check_sources
 from pipeline.matrix import expand
 from pipeline.recipe_loading import before_expansion, override, read_document
-from pipeline.stages import NAME_RULE, STAGE_NAME, STAGES, TRAINING, StageKind
+from pipeline.stages import NAME_RULE, STAGE_NAME, STAGES, StageKind
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -153,7 +153,7 @@ def _stage(name: Any, entry: Any, head: RecipeHead) -> Stage:
             f"unknown kind of stage{hint}", where=f"{where}.kind", value=kind, remedy=f"one of {', '.join(STAGES)}"
         )
     row = STAGES[kind]
-    if head.faithful and kind in TRAINING:
+    if head.faithful and row.trains:
         fields.setdefault("faithful", True)
     return Stage(name, row, _validated(row.config, fields, where), {})
 
@@ -169,7 +169,8 @@ def _linked(stage: Stage, entries: Mapping[str, Stage]) -> Stage:
     """Returns the stage with its parents: those its kind needs, the data of its model, or all stages for a report."""
     if isinstance(stage.config, ReportConfig):
         _check_experiment(stage.name, stage.config, entries)
-        before = [other for other in entries.values() if other.kind.name not in {"report", "promote"}]
+    if stage.kind.covers_all:
+        before = [other for other in entries.values() if other.kind.reported]
         return Stage(stage.name, stage.kind, stage.config, {other.name: other.name for other in before})
     parents = {}
     for role, rule in stage.kind.roles.items():
@@ -182,7 +183,7 @@ def _linked(stage: Stage, entries: Mapping[str, Stage]) -> Stage:
 
 
 def _check_experiment(name: str, config: ReportConfig, entries: Mapping[str, Stage]) -> None:
-    known = [other.name for other in entries.values() if other.kind.name in {"evaluate", "sweep"}]
+    known = [other.name for other in entries.values() if other.kind.measures]
     for field, value in (config.experiment.stages if config.experiment else {}).items():
         if value not in known:
             what = f"an experiment compares evaluations, and there is no evaluation of that name{nearest(value, known)}"
@@ -192,7 +193,7 @@ def _check_experiment(name: str, config: ReportConfig, entries: Mapping[str, Sta
 
 def _checked(stage: Stage, role: str, value: str, entries: Mapping[str, Stage]) -> str:
     rule, where = stage.kind.roles[role], f"stages.{stage.name}.{role}"
-    fitting = [name for name, other in entries.items() if other.kind.name in rule.kinds and name != stage.name]
+    fitting = [name for name, other in entries.items() if other.kind.makes == rule.makes and name != stage.name]
     if value not in entries:
         hint = nearest(value, fitting)
         remedy = f"add that stage or name one of: {', '.join(fitting) or '(the recipe has none of the right kind)'}"
@@ -201,7 +202,7 @@ def _checked(stage: Stage, role: str, value: str, entries: Mapping[str, Stage]) 
         remedy = f"name one of: {', '.join(fitting) or '(the recipe has none of the right kind)'}"
         raise UserError("a stage cannot need itself", where=where, value=value, remedy=remedy)
     if value not in fitting:
-        kinds = ", ".join(sorted(rule.kinds))
+        kinds = ", ".join(rule.kinds)
         raise UserError(
             f"needs another kind of stage than {entries[value].kind.name}",
             where=where,
