@@ -42,6 +42,18 @@ class UserError(ValueError):
         return UserError(self.what, where=inside, value=self.value, remedy=self.remedy)
 
 
+class RemoteUserError(UserError):
+    """A `UserError` of another process, with the text that it was given there.
+
+    Args:
+        text: the whole message.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, remedy="")
+        self.args = (text,)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A ", did you mean ...?" tail naming the known word nearest to `name`, or an empty string."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

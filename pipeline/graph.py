@@ -1,11 +1,20 @@
 """The KFP pipeline, built from a recipe and the stage table: one task a stage, static, the same here and on a cluster.
 
+What a step's pod gets of its cluster (who it is, where things are, with which keys) is written into the compiled
+pipeline's platform part, which a run on this machine does not read. Names and addresses come from the ConfigMap and the
+Secret of `k8s/base`, so that one compiled pipeline serves every cluster. Each key may be absent: a step that needs it
+reports the variable's name. That steps start RayJobs at all (`ROBUSTRAIN_LAUNCHER`) is set in their image: a run on
+this machine would see it in the pipeline.
+
 No `from __future__ import annotations` in this module: KFP 2.17 reads the annotations as objects.
-Configuration travels as one JSON string a task; what a task hands on is one short token, `<run id>/<fingerprint>`.
+Configuration travels as one JSON string a task; a task returns one short token, `<run id>/<fingerprint>`.
 KFP's own cache stays off: it does not see the code of the installed package, and reuse is looked up in MLflow.
 """
 
 import functools
+import json
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, List  # noqa: UP035 - KFP wants typing.List
@@ -13,23 +22,64 @@ from typing import Any, List  # noqa: UP035 - KFP wants typing.List
 from kfp import compiler, dsl
 
 from components.errors import UserError
-from pipeline import cluster_step
-from pipeline.order import order_of
 from pipeline.recipe import Recipe
+from pipeline.recipe import build as recipe_from_document
+from pipeline.stage_runner import stage_definition_json
 
 IMAGE = "robustrain/pipeline:0.1.0"
 STEP_CPU, STEP_MEMORY = "1", "4Gi"
 """The step's pod only decides, launches and waits; the work is done by the job it launches."""
+CONFIG_MAP, SECRET = "robustrain", "robustrain-credentials"
+
+FIELDS = {
+    "POD_NAME": "metadata.name",
+    "POD_UID": "metadata.uid",
+    "POD_NAMESPACE": "metadata.namespace",
+    "ROBUSTRAIN_KFP_RUN_ID": "metadata.labels['pipeline/runid']",
+}
+"""Variable -> field of the pod. By the first two the RayJob belongs to the step, by the last one `cancel` finds it."""
+
+CONFIG_KEYS = (
+    "MLFLOW_TRACKING_URI",
+    "ROBUSTRAIN_ARTIFACTS",
+    "ROBUSTRAIN_BACKOFF_LIMIT",
+    "ROBUSTRAIN_CONFIG_MAP",
+    "ROBUSTRAIN_EXPERIMENT",
+    "ROBUSTRAIN_GPU_RESOURCE",
+    "ROBUSTRAIN_IMAGE",
+    "ROBUSTRAIN_IMAGE_GRACE",
+    "ROBUSTRAIN_NAMESPACE",
+    "ROBUSTRAIN_NODE_SELECTOR",
+    "ROBUSTRAIN_OBJECTS",
+    "ROBUSTRAIN_PULL_POLICY",
+    "ROBUSTRAIN_PULL_SECRETS",
+    "ROBUSTRAIN_QUEUE",
+    "ROBUSTRAIN_SECRET",
+    "ROBUSTRAIN_TOLERATIONS",
+)
+"""Keys of the ConfigMap, which are the variables' names."""
+
+SECRET_KEYS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_USERNAME",
+)
+"""Keys of the Secret, which are the variables' names."""
 
 _component = functools.partial(dsl.component, packages_to_install=[], install_kfp_package=False)
 
 
 @_component(base_image=IMAGE)
-def stage(order: str, parents: List[str], pipeline_run: str) -> str:  # noqa: UP006 - KFP wants typing.List
+def stage(definition: str, parents: List[str], pipeline_run: str) -> str:  # noqa: UP006 - KFP wants typing.List
     """One stage of the recipe: reused, continued, or launched."""
-    from pipeline.step import run_step
+    from pipeline.kfp_step import run_step
 
-    return run_step(order, parents, pipeline_run)
+    return run_step(definition, parents, pipeline_run)
 
 
 def build(recipe: Recipe, image: str = IMAGE, *, retry: bool = True) -> Callable[..., Any]:
@@ -45,17 +95,49 @@ def build(recipe: Recipe, image: str = IMAGE, *, retry: bool = True) -> Callable
         tasks: dict[str, Any] = {}
         for node in recipe.stages.values():
             outputs = [tasks[name].output for name in node.parents.values()]
-            task: Any = stage(order=order_of(node, recipe), parents=outputs, pipeline_run=pipeline_run)
+            task: Any = stage(
+                definition=stage_definition_json(node, recipe), parents=outputs, pipeline_run=pipeline_run
+            )
             task.set_display_name(node.name)
             task.set_caching_options(False)
             if retry:
                 task.set_retry(node.kind.retries, backoff_duration="30s", backoff_factor=2.0)
             task.set_cpu_limit(STEP_CPU).set_memory_limit(STEP_MEMORY)
             task.set_container_image(image)
-            cluster_step.tell(task)
+            set_pod_environment(task)
             tasks[node.name] = task
 
     return pipeline
+
+
+def set_pod_environment(task: dsl.PipelineTask) -> None:
+    """Gives the pod of a task its variables."""
+    from kfp import kubernetes
+
+    for variable, path in FIELDS.items():
+        kubernetes.use_field_path_as_env(task, variable, path)
+    kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in CONFIG_KEYS}, optional=True)
+    kubernetes.use_secret_as_env(task, SECRET, {key: key for key in SECRET_KEYS}, optional=True)
+
+
+def run_locally(recipe_json: str, pipeline_run: str, root: str, temporary: str) -> None:
+    """Runs the pipeline with KFP's local runner: each step is a process, one after the other.
+
+    Args:
+        recipe_json: the resolved recipe.
+        pipeline_run: MLflow id of the parent run.
+        root: folder for what KFP keeps of each step.
+        temporary: folder for the temporary folders of the steps, which KFP does not remove.
+
+    Raises:
+        RuntimeError: a step failed.
+    """
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # resources and image names mean nothing here
+    from kfp import local
+
+    os.environ["TMPDIR"] = temporary
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=root, raise_on_error=True)
+    build(recipe_from_document(json.loads(recipe_json)), retry=False)(pipeline_run=pipeline_run)
 
 
 def compile_to(recipe: Recipe, path: Path, image: str = IMAGE) -> Path:

@@ -59,8 +59,8 @@ def run_stage(places):
     """Runs one stage for real in this process: `run_stage(kind, config, {role: token}, function=None) -> StageInput`."""
     from components.store.job import ParentRef, StageSpec, execute
     from components.store.tracking import Tracking
+    from pipeline.stage_runner import fingerprint_of
     from pipeline.stages import STAGES
-    from pipeline.step import fingerprint_of
 
     def run(kind, config, parents=None, *, name=None, seed=0, function=None):
         parents = parents or {}

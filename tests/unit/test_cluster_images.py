@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from components.launch.rayjob_settings import RAY_VERSION
-from pipeline import cluster_step, graph
+from pipeline import graph
 
 ROOT = Path(__file__).parents[2]
 FILES = ["train.Dockerfile", "pipeline.Dockerfile"]
@@ -85,5 +85,5 @@ def test_every_setting_of_the_cluster_is_in_its_guide() -> None:
     guide = (ROOT / "docs/cluster.md").read_text()
     read = set(re.findall(r'env\.get\("([A-Z_]+)"', (ROOT / "pipeline/cluster_settings.py").read_text()))
     assert len(read) >= 9, "the settings are read in another way"
-    known = {*read, *cluster_step.CONFIG_KEYS, *cluster_step.SECRET_KEYS, *cluster_step.FIELDS}
+    known = {*read, *graph.CONFIG_KEYS, *graph.SECRET_KEYS, *graph.FIELDS}
     assert sorted(name for name in known if f"`{name}`" not in guide) == []
