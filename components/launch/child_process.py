@@ -31,6 +31,7 @@ from typing import Any
 from components.errors import RemoteUserError, UserError
 from components.launch.forkserver_setup import FORKSERVER_VARIABLE
 from components.launch.sessions import GRACE_SECONDS, ask_to_end, end_sessions, session_members, signal_all
+from components.store.job import Terminated
 
 _log = logging.getLogger("robustrain.launch")
 _FORKSERVER_DIED = 255
@@ -240,6 +241,7 @@ def _work(task: _Task, writer: Connection) -> None:
     for name in (FORKSERVER_VARIABLE, *task.without):
         os.environ.pop(name, None)
     os.nice(task.nice)
+    signal.signal(signal.SIGTERM, _terminate)
     done = threading.Event()
     watcher = threading.Thread(target=_end_with_command, args=(done,), daemon=True, name="command-watcher")
     watcher.start()
@@ -258,6 +260,10 @@ def _work(task: _Task, writer: Connection) -> None:
         watcher.join()
     # No clean-up of `multiprocessing` and no waiting for threads: the result is complete and the answer sent.
     os._exit(1 if answer else 0)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
 
 
 def _described(error: BaseException) -> dict[str, str]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 GRACE_SECONDS = 3.0
 """Time that processes have to end by themselves before they are killed."""
+_KILL_SECONDS = 1.0
+"""Time that killed processes have to be gone: the kernel needs a moment for those with much memory."""
 _POLL_SECONDS = 0.05
 
 
@@ -28,12 +30,16 @@ def end_sessions(leaders: Collection[int]) -> None:
     ask_to_end(leaders)
     while session_members(*leaders) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-    signal_all(session_members(*leaders), signal.SIGKILL)
+    deadline = time.monotonic() + _KILL_SECONDS
+    while (left := session_members(*leaders)) and time.monotonic() < deadline:
+        signal_all(left, signal.SIGKILL)
+        time.sleep(_POLL_SECONDS)
 
 
 def ask_to_end(leaders: Collection[int]) -> None:
-    """Sends SIGTERM to all processes of some sessions but Ray's, and returns at once."""
-    signal_all([process for process in session_members(*leaders) if not _is_rays(process)], signal.SIGTERM)
+    """Sends SIGTERM to all processes of some sessions but Ray's, to this one last, and returns at once."""
+    members = [process for process in session_members(*leaders) if not _is_rays(process)]
+    signal_all(sorted(members, key=lambda process: process == os.getpid()), signal.SIGTERM)
 
 
 def signal_all(processes: Collection[int], number: signal.Signals) -> None:
