@@ -61,6 +61,8 @@ def run(
 ) -> None:
     """Run a recipe: finished stages are reused, interrupted ones continued, the rest is done."""
     chosen = _load(recipe, overrides, again)
+    if on == "kubeflow" and runner != "local":
+        raise UserError("means nothing on a cluster", where="--runner", value=runner, remedy="leave it out")
     if on == "kubeflow":
         run_on_kubeflow(chosen, wait, tuple(again or ()), jobs)
     elif on == "here":
