@@ -273,8 +273,8 @@ class _KfpRun(_Run):
             while thread.is_alive() and not interrupted.is_set():
                 watch(self._reports())
                 thread.join(_POLL_SECONDS)
-            self.stop()
         finally:
+            self.stop()
             shutil.rmtree(temporary, ignore_errors=True)
         if errors:
             raise errors[0]
