@@ -8,7 +8,7 @@ TEST_WORKERS ?= 2
 # The environment is made anew only when what it is made from has changed.
 STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml docker/ffcv.sh 2>/dev/null | sha256sum | cut -c1-16)
 
-.PHONY: help quickstart experiments chaos test check setup ffcv format lint types lock bench clean
+.PHONY: help quickstart experiments chaos test check setup ffcv format lint types docs lock bench clean
 
 help:  ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ lint: setup  ## formatting, lint, import rules
 
 types: setup  ## static types
 	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: setup  ## write the tables of settings in README.md and docs/cluster.md from the settings classes
+	@$(BIN)/python docs/settings_tables.py
 
 lock:  ## write requirements.lock anew from pyproject.toml (in a throw-away environment)
 	@dir=$$(mktemp -d) && $(PYTHON) -m venv $$dir/v && $$dir/v/bin/pip install -q -e '.[train,dev]' 2>/dev/null && \

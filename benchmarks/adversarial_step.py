@@ -35,8 +35,8 @@ from benchmarks.rows import Row, row, show
 from benchmarks.timing import Times, Work, side_by_side
 from components.models import build_model
 from components.train.ema import Ema
-from components.train.optim import build_optimizer
-from components.train.step import Precision, Threat, train_step
+from components.train.optimizer import build_optimizer
+from components.train.train_step import Precision, Threat, train_step
 
 EPS, LR, CLASSES = 4 / 255, 1e-6, 1000
 FORMS = {"clean": None, "best": Threat("Linf", EPS, 2), "last": Threat("Linf", EPS, 2, form="last")}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from components.train.step import Precision, Threat, train_step
+from components.train.train_step import Precision, Threat, train_step
 
 _CONVOLUTION_BACKWARD = cast(Any, torch.ops.aten).convolution_backward
 

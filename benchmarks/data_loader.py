@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from components.data import ffcv_engine, shapes
+from components.data import builtin, ffcv_engine
 from components.data.augment import HeavyAugmentation
 from components.data.beton_reader import BetonFile
 from components.data.beton_writer import BetonWriter
@@ -55,7 +55,7 @@ class Bench:
         rng, path = np.random.default_rng(0), self.folder / f"small-{mode}.beton"
         with BetonWriter(path, 1800) as writer:
             for k in range(1800):
-                pixels = shapes.draw(list(shapes.SHAPES)[k % 12], rng)
+                pixels = builtin.draw_shape(list(builtin.SHAPES)[k % 12], rng)
                 writer.add(encode_pixels(pixels, 0, EncodeSettings(32, mode)))
         return self.manifest(path)
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 from benchmarks.timing import Work, timed
-from components.memory import keep_freed_memory
+from components.process import keep_freed_memory
 
 Build = Callable[[], Mapping[str, Work]]
 """Makes the pieces of work, in the process that does them; a function of a module, or a partial of one."""

@@ -4,7 +4,7 @@ An independent transcription of the published method: two-step Linf APGD (Croce 
 Croce, Hein 2023), the iterate of largest loss, an update with AdamW on the adversarial images, and an average of the
 whole state on the CPU. With no lever it runs eagerly, in float32, with contiguous tensors, keeps the graph of the
 forward that only selects, and picks images by boolean indexing. Each lever turns one of these into what
-`components.train.step` does. It shares no code with `components`, so it also checks it.
+`components.train.train_step` does. It shares no code with `components`, so it also checks it.
 """
 
 from __future__ import annotations

@@ -7,21 +7,22 @@ from typing import Any
 
 import torch
 
-from components.cores import stage_cores
 from components.data import stage as encode
-from components.store.job import ParentRef, StageJob, StageSpec, execute
+from components.process import stage_cores
+from components.store.execute import StageJob, execute
 from components.store.objects import ObjectStore
-from components.store.places import Places
+from components.store.settings import StorageSettings
+from components.store.spec import ParentRef, StageSpec
 from components.store.tracking import Tracking
-from components.train.checkpoint_store import CheckpointStore
+from components.train.checkpoint_manager import CheckpointStore
 from components.train.config import CONFIGS, TrainConfig
-from components.train.health import Guard
+from components.train.distributed import World
 from components.train.images import TrainImages
-from components.train.initial import initial_model
+from components.train.initial_model import initial_model
 from components.train.loop import Training
+from components.train.metrics import Telling
+from components.train.monitor import Guard
 from components.train.state import TrainState
-from components.train.telling import Telling
-from components.train.world import World
 
 KIND, SEED = "adversarial", 0
 _PER_EPOCH = 5
@@ -31,8 +32,8 @@ class Home:
     """A home folder with encoded images, and training stages on them."""
 
     def __init__(self, folder: Path, *, network: str, batch: int) -> None:
-        self.places = Places.from_environment({}, home=folder)
-        self.tracking = Tracking(self.places)
+        self.storage = StorageSettings.from_environment({}, home=folder)
+        self.tracking = Tracking(self.storage)
         self.network, self.batch, self._jobs = network, batch, 0
         self.world = World(device=torch.device("cpu"))
         torch.set_num_threads(stage_cores())
@@ -42,7 +43,7 @@ class Home:
         config = {"source": "shapes", "side": 32, "mode": "raw", "limit_train": images, "limit_val": 16}
         spec = StageSpec(name="data", kind="encode", config=config, seed=SEED, fingerprint="d" * 64)
         spec = spec.model_copy(update={"run_id": self.tracking.begin(spec)})
-        execute(spec, self.places, encode.run)
+        execute(spec, self.storage, encode.run)
         return ParentRef(name="data", kind="encode", run_id=spec.run_id, fingerprint=spec.fingerprint)
 
     def job(self, **change: Any) -> StageJob:
@@ -73,7 +74,7 @@ class Home:
         )
         spec = spec.model_copy(update={"run_id": self.tracking.begin(spec)})
         inputs = {"data": self.tracking.finished(self._data, "data")}
-        objects = ObjectStore(self.places.objects_uri, self.places.cache)
+        objects = ObjectStore(self.storage.objects_uri, self.storage.cache)
         return StageJob(spec, inputs, self.tracking.attach(spec), objects)
 
     def training(self, job: StageJob) -> Training:

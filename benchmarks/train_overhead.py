@@ -26,13 +26,13 @@ from benchmarks.rows import Row, row, show
 from benchmarks.small_training import Home
 from benchmarks.timing import side_by_side, timed
 from components.data.loader import Batch
-from components.store.job import StageJob
+from components.store.execute import StageJob
 from components.train import loop, stage
+from components.train.batch import mixed, threat_at
 from components.train.images import to_device
 from components.train.loop import Training
-from components.train.optim import set_lr
-from components.train.preparing import mixed, threat_at
-from components.train.step import train_step
+from components.train.optimizer import set_lr
+from components.train.train_step import train_step
 
 
 class Watch:

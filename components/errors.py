@@ -43,15 +43,19 @@ class UserError(ValueError):
 
 
 class RemoteUserError(UserError):
-    """A `UserError` of another process, with the text that it was given there.
+    """A `UserError` of another process, with the message as it was formatted there.
 
     Args:
         text: the whole message.
     """
 
     def __init__(self, text: str) -> None:
-        super().__init__(text, remedy="")
+        super().__init__("", remedy="")
         self.args = (text,)
+
+
+class Terminated(BaseException):
+    """The process was told to end (SIGTERM); not an `Exception`, so that no `except Exception` swallows it."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.errors import EXIT_STATUS, UserError
-from pipeline.on_kubeflow import cancel_on_kubeflow, run_on_kubeflow
 from pipeline.run_command import check_machine, make_console, run_and_show, run_with_display, show_results
 
 if TYPE_CHECKING:
@@ -62,8 +61,10 @@ def run(
     """Run a recipe: finished stages are reused, interrupted ones continued, the rest is done."""
     chosen = _load(recipe, overrides, again)
     if on == "kubeflow" and runner != "local":
-        raise UserError("means nothing on a cluster", where="--runner", value=runner, remedy="leave it out")
+        raise UserError("has no effect on a cluster", where="--runner", value=runner, remedy="leave it out")
     if on == "kubeflow":
+        from pipeline.kubeflow import run_on_kubeflow
+
         run_on_kubeflow(chosen, wait, tuple(again or ()), jobs)
     elif on == "here":
         run_and_show(chosen, tuple(again or ()), jobs, runner)
@@ -78,10 +79,10 @@ def plan(recipe: RecipeName, overrides: Overrides = None, again: Again = None, a
     Nothing is run and no run is changed. The digest of a folder of images is kept in the home, so that it is not read
     again the next time.
     """
-    from components.store.places import Places
+    from components.store.settings import StorageSettings
     from pipeline.plan import plan as planned
 
-    stages = planned(_load(recipe, overrides, again), Places.from_environment(), tuple(again or ()))
+    stages = planned(_load(recipe, overrides, again), StorageSettings.from_environment(), tuple(again or ()))
     if as_json:
         _print_json([stage.as_dict() for stage in stages])
         return
@@ -112,10 +113,10 @@ def compile_(
 @app.command(epilog="Example: robustrain results --json")
 def results(run_id: WhichRun = "", as_json: AsJson = False) -> None:
     """Show every robust accuracy of a run with its conditions."""
-    from components.store.places import Places
+    from components.store.settings import StorageSettings
     from pipeline.results import read
 
-    found = read(Places.from_environment(), run_id)
+    found = read(StorageSettings.from_environment(), run_id)
     if as_json:
         _print_json(found.plain())
         print(found.notice(), end="\n" if found.notice() else "", file=sys.stderr)
@@ -134,16 +135,16 @@ def report(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="copy the page to this file")] = None,
 ) -> None:
     """Say where the HTML report of a run lies, or copy it."""
-    from components.store.places import Places
+    from components.store.settings import StorageSettings
     from pipeline.results import read
 
-    found = read(Places.from_environment(), run_id)
+    found = read(StorageSettings.from_environment(), run_id)
     if not found.report:
         raise found.no_report()
     if output is None:
         print(found.report)
         return
-    from components.store.digests import write_atomically
+    from components.files import write_atomically
 
     page = Path(found.report).read_text(encoding="utf-8")
     try:
@@ -164,7 +165,7 @@ def recipes(
     from pipeline import recipe as rooms
 
     if show:
-        from pipeline.showing import annotated
+        from pipeline.citations import annotated
 
         chosen = rooms.load(show)
         print(json.dumps(chosen.resolved(), indent=1) if as_json else annotated(chosen), end="\n" if as_json else "")
@@ -185,7 +186,7 @@ def experiments(
     ] = None,
 ) -> None:
     """Run the small experiments one after the other and write one page that links their reports."""
-    from components.store.places import Places
+    from components.store.settings import StorageSettings
     from pipeline import experiments as rooms
 
     chosen, console = rooms.load_all(recipes or ()), make_console()
@@ -195,7 +196,7 @@ def experiments(
         console.print(f"\n{recipe.name}: {recipe.head.summary}", highlight=False)
         return run_with_display(recipe, console)
 
-    page, entries = rooms.run_all(chosen, Places.from_environment(), run)
+    page, entries = rooms.run_all(chosen, StorageSettings.from_environment(), run)
     for entry in entries:
         if entry.problem:
             print(f"error: {entry.name}: {entry.problem}", file=sys.stderr)
@@ -209,16 +210,18 @@ def cancel(
     run_id: Annotated[str, typer.Argument(metavar="RUN", help="id of a run on Kubeflow, as `run` has printed it")],
 ) -> None:
     """End a run on Kubeflow and delete its RayJobs."""
+    from pipeline.kubeflow import cancel_on_kubeflow
+
     cancel_on_kubeflow(run_id)
 
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine has, what it lacks, and what to type."""
-    from components.store.places import Places
-    from pipeline.preflight import examine
+    from components.store.settings import StorageSettings
+    from pipeline.doctor import examine
 
-    findings = examine(Places.from_environment())
+    findings = examine(StorageSettings.from_environment())
     if as_json:
         _print_json([finding.as_dict() for finding in findings])
     else:

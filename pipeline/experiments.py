@@ -1,7 +1,7 @@
-"""The small experiments, run one after the other, and the page that links their reports.
+"""Runs the small experiments one after the other and writes a page that links their reports.
 
-The page and copies of the reports lie in the home: `experiments.html` and `experiments/<recipe>.html`. It needs nothing
-beside them.
+The page is `experiments.html` in the home, with copies of the reports in `experiments/<recipe>.html`. It needs no other
+file.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
-from components.store.digests import write_atomically
-from components.store.places import Places
+from components.files import write_atomically
+from components.report.page import render_template
+from components.store.settings import StorageSettings
 from pipeline.recipe import Recipe, load, names
-from pipeline.report.markup import Content, Markup, element, join
-from pipeline.report.page import head
 
 if TYPE_CHECKING:
     from pipeline.local import Outcome
@@ -28,7 +27,7 @@ PAGE, FOLDER = "experiments.html", "experiments"
 _SMALL = "-small"
 
 Runner = Callable[[Recipe], "Outcome"]
-"""Runs a recipe in the home and says how it ended."""
+"""Runs a recipe in the home and returns how it ended."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ class Entry:
     """One experiment as it ended.
 
     Attributes:
-        report: its page's copy; None where it has none.
-        answer: its `experiment.json`, empty where it has none.
-        problem: why it failed; empty where it did not.
+        report: the copy of its page; None if it has none.
+        answer: its `experiment.json`; None if it has none.
+        problem: why it failed; empty if it did not.
     """
 
     name: str
@@ -50,36 +49,38 @@ class Entry:
 
 
 def small() -> list[str]:
-    """The names of the experiments that run here in minutes."""
+    """The names of the experiments that run in minutes."""
     return [name for name, path in names().items() if path.parent.name == FOLDER and name.endswith(_SMALL)]
 
 
 def load_all(recipes: Sequence[str]) -> list[Recipe]:
-    """The recipes of these names, all small experiments where none is given; all before the first runs.
+    """Loads the recipes with these names, or all small experiments, before the first one runs.
 
     Raises:
-        UserError: one that cannot be loaded.
+        UserError: a recipe cannot be loaded.
     """
     return [load(name) for name in recipes or small()]
 
 
-def run_all(recipes: Sequence[Recipe], places: Places, run: Runner) -> tuple[Path, list[Entry]]:
-    """Runs the recipes and writes the page; one that fails is said there and does not keep the others from running.
+def run_all(recipes: Sequence[Recipe], storage: StorageSettings, run: Runner) -> tuple[Path, list[Entry]]:
+    """Runs the recipes and writes the page. The page names a recipe that fails; the others still run.
 
     Args:
-        run: as `pipeline.local.run_here` does.
+        recipes: in this order.
+        storage: the home, which gets the page.
+        run: runs a recipe, such as `pipeline.local.run_here`.
 
     Returns:
-        The page's path, and one entry a recipe in their order.
+        The page's path, and one entry for each recipe.
 
     Raises:
-        KeyboardInterrupt: as `run` raises it; no page is written then.
+        KeyboardInterrupt: raised by `run`; no page is written then.
     """
-    entries = [_one(recipe, places, run) for recipe in recipes]
-    return write_atomically(places.home / PAGE, render(entries, places.home)), entries
+    entries = [_one(recipe, storage, run) for recipe in recipes]
+    return write_atomically(storage.home / PAGE, render(entries, storage.home)), entries
 
 
-def _one(recipe: Recipe, places: Places, run: Runner) -> Entry:
+def _one(recipe: Recipe, storage: StorageSettings, run: Runner) -> Entry:
     start = time.monotonic()
     try:
         outcome = run(recipe)
@@ -89,7 +90,7 @@ def _one(recipe: Recipe, places: Places, run: Runner) -> Entry:
     report = Path(outcome.report) if outcome.report else None
     if not outcome.ok or report is None:
         return Entry(recipe.name, recipe.head.summary, seconds, problem=_problem(outcome))
-    copy = places.home / FOLDER / f"{recipe.name}.html"
+    copy = storage.home / FOLDER / f"{recipe.name}.html"
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(report, copy)
     return Entry(recipe.name, recipe.head.summary, seconds, copy, _answer(report))
@@ -108,39 +109,24 @@ def _problem(outcome: Outcome) -> str:
 
 
 def render(entries: Sequence[Entry], home: Path) -> str:
-    """The page as text; links are relative to `home`."""
-    failed = [entry.name for entry in entries if entry.problem]
-    warning = element("p", f"Not complete: {', '.join(failed)} failed.", class_="warning") if failed else None
-    minutes = sum(entry.seconds for entry in entries) / 60
-    counted = "1 experiment" if len(entries) == 1 else f"{len(entries)} experiments"
-    body = element(
-        "body",
-        element(
-            "header",
-            element("p", "Robustrain", class_="eyebrow"),
-            element("h1", "Experiments"),
-            element(
-                "p",
-                "On small built-in images, with short trainings: each shows how its question is asked and answered, "
-                "and settles nothing about ImageNet. The recipes of the same names without “-small” ask it there.",
-                class_="about",
-            ),
-            element("p", f"{counted} · {minutes:.1f} minutes", class_="run"),
-            warning,
-        ),
-        element("main", [_section(entry, home) for entry in entries]),
+    """Returns the page as text; links are relative to `home`."""
+    return render_template(
+        "experiments.html.j2",
+        counted="1 experiment" if len(entries) == 1 else f"{len(entries)} experiments",
+        minutes=sum(entry.seconds for entry in entries) / 60,
+        failed=[entry.name for entry in entries if entry.problem],
+        entries=[_shown(entry, home) for entry in entries],
     )
-    return "<!DOCTYPE html>\n" + element("html", head("experiments"), body, lang="en") + "\n"
 
 
-def _section(entry: Entry, home: Path) -> Markup:
+def _shown(entry: Entry, home: Path) -> dict[str, Any]:
+    """What the template shows of an experiment."""
     answer = entry.answer or {}
-    said: list[Content] = [element("p", str(answer.get("question") or entry.summary), class_="note")]
-    if entry.problem:
-        said.append(element("p", entry.problem, class_="warning"))
-    points = element("ul", [element("li", str(words)) for words in answer.get("summary", [])])
-    said.append(element("div", points, class_="limits") if answer.get("summary") else None)
-    if entry.report is not None:
-        link = element("a", "The whole report", href=entry.report.relative_to(home).as_posix())
-        said.append(element("p", link, f" · {entry.seconds:.0f} s"))
-    return element("section", element("h2", entry.name), join(said), id=entry.name)
+    return {
+        "name": entry.name,
+        "question": answer.get("question") or entry.summary,
+        "summary": answer.get("summary", []),
+        "problem": entry.problem,
+        "link": entry.report.relative_to(home).as_posix() if entry.report else "",
+        "seconds": entry.seconds,
+    }

@@ -1,10 +1,10 @@
 """The KFP pipeline, built from a recipe and the stage table: one task a stage, static, the same here and on a cluster.
 
-What a step's pod gets of its cluster (who it is, where things are, with which keys) is written into the compiled
-pipeline's platform part, which a run on this machine does not read. Names and addresses come from the ConfigMap and the
-Secret of `k8s/base`, so that one compiled pipeline serves every cluster. Each key may be absent: a step that needs it
-reports the variable's name. That steps start RayJobs at all (`ROBUSTRAIN_LAUNCHER`) is set in their image: a run on
-this machine would see it in the pipeline.
+The variables of a step's pod (its own name and uid, addresses, keys) are written into the compiled pipeline's platform
+part, which a run on this machine does not read. Names and addresses come from the ConfigMap and the Secret of
+`k8s/base`, so that one compiled pipeline serves every cluster. Each key may be absent: a step that needs it reports the
+variable's name. That steps start RayJobs at all (`ROBUSTRAIN_LAUNCHER`) is set in their image: a run on this machine
+would see it in the pipeline.
 
 No `from __future__ import annotations` in this module: KFP 2.17 reads the annotations as objects.
 Configuration travels as one JSON string a task; a task returns one short token, `<run id>/<fingerprint>`.
@@ -22,6 +22,7 @@ from typing import Any, List  # noqa: UP035 - KFP wants typing.List
 from kfp import compiler, dsl
 
 from components.errors import UserError
+from components.launch.rayjob_settings import CONFIG_MAP, POD_FIELDS, SECRET, SECRET_KEYS, config_map_keys
 from pipeline.recipe import Recipe
 from pipeline.recipe import build as recipe_from_document
 from pipeline.stage_runner import stage_definition_json
@@ -29,47 +30,6 @@ from pipeline.stage_runner import stage_definition_json
 IMAGE = "robustrain/pipeline:0.1.0"
 STEP_CPU, STEP_MEMORY = "1", "4Gi"
 """The step's pod only decides, launches and waits; the work is done by the job it launches."""
-CONFIG_MAP, SECRET = "robustrain", "robustrain-credentials"
-
-FIELDS = {
-    "POD_NAME": "metadata.name",
-    "POD_UID": "metadata.uid",
-    "POD_NAMESPACE": "metadata.namespace",
-    "ROBUSTRAIN_KFP_RUN_ID": "metadata.labels['pipeline/runid']",
-}
-"""Variable -> field of the pod. By the first two the RayJob belongs to the step, by the last one `cancel` finds it."""
-
-CONFIG_KEYS = (
-    "MLFLOW_TRACKING_URI",
-    "ROBUSTRAIN_ARTIFACTS",
-    "ROBUSTRAIN_BACKOFF_LIMIT",
-    "ROBUSTRAIN_CONFIG_MAP",
-    "ROBUSTRAIN_EXPERIMENT",
-    "ROBUSTRAIN_GPU_RESOURCE",
-    "ROBUSTRAIN_IMAGE",
-    "ROBUSTRAIN_IMAGE_GRACE",
-    "ROBUSTRAIN_NAMESPACE",
-    "ROBUSTRAIN_NODE_SELECTOR",
-    "ROBUSTRAIN_OBJECTS",
-    "ROBUSTRAIN_PULL_POLICY",
-    "ROBUSTRAIN_PULL_SECRETS",
-    "ROBUSTRAIN_QUEUE",
-    "ROBUSTRAIN_SECRET",
-    "ROBUSTRAIN_TOLERATIONS",
-)
-"""Keys of the ConfigMap, which are the variables' names."""
-
-SECRET_KEYS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_TOKEN",
-    "MLFLOW_TRACKING_USERNAME",
-)
-"""Keys of the Secret, which are the variables' names."""
 
 _component = functools.partial(dsl.component, packages_to_install=[], install_kfp_package=False)
 
@@ -114,9 +74,9 @@ def set_pod_environment(task: dsl.PipelineTask) -> None:
     """Gives the pod of a task its variables."""
     from kfp import kubernetes
 
-    for variable, path in FIELDS.items():
+    for variable, path in POD_FIELDS.items():
         kubernetes.use_field_path_as_env(task, variable, path)
-    kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in CONFIG_KEYS}, optional=True)
+    kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in config_map_keys()}, optional=True)
     kubernetes.use_secret_as_env(task, SECRET, {key: key for key in SECRET_KEYS}, optional=True)
 
 

@@ -12,12 +12,13 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.store.job import StageSpec
-from components.store.places import KFP_RUN_VARIABLE, Places
 from components.store.run import COMPLETE, FAILED
+from components.store.settings import KFP_RUN_VARIABLE, StorageSettings
+from components.store.spec import StageSpec
 from pipeline.stage_runner import StageDefinition, launch_in_process, run_stage
 from pipeline.stages import StageKind
 
@@ -45,8 +46,8 @@ def run_step(definition: str, parents: list[str], pipeline_run: str = "") -> str
     from components.store.tracking import Tracking
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    stage, places = StageDefinition.model_validate_json(definition), Places.from_environment()
-    tracking, on_cluster = Tracking(places), os.environ.get(LAUNCHER_VARIABLE) == "rayjob"
+    stage, storage = StageDefinition.model_validate_json(definition), StorageSettings.from_environment()
+    tracking, on_cluster = Tracking(storage), os.environ.get(LAUNCHER_VARIABLE) == "rayjob"
     run, ours = pipeline_run, ""
     if not run:
         run = ours = open_parent(tracking, stage.whole_recipe())
@@ -54,7 +55,7 @@ def run_step(definition: str, parents: list[str], pipeline_run: str = "") -> str
         result = run_stage(
             stage,
             parents,
-            places=places,
+            storage=storage,
             tracking=tracking,
             launch=launch_rayjob if on_cluster else launch_in_process,
             pipeline_run=run,
@@ -79,9 +80,9 @@ def launch_rayjob(spec: StageSpec, kind: StageKind, log: Path) -> None:
         spec.model_dump_json(),
         stage=spec.name,
         kind=spec.kind,
-        room=kind.room,
+        package=kind.package,
         fingerprint=spec.fingerprint,
-        resources=rayjob.Resources(**vars(kind.resources) | _workers(spec)),
+        resources=replace(kind.resources, **_workers(spec)),
         settings=rayjob.RayJobSettings.from_environment(),
     )
 

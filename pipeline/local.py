@@ -14,24 +14,27 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from components.cores import CORES_VARIABLE, available_cores
 from components.errors import UserError, nearest
 from components.launch.child_process import Children, ChildStopped, ForkserverDied, start_forkserver
-from components.store.claims import only_run_in
-from components.store.job import StageSpec
-from components.store.places import Places
-from components.store.progress import LIVE_VARIABLE, Progress, read_said
+from components.process import CORES_VARIABLE, available_cores
+from components.store.locks import only_run_in
+from components.store.progress import LIVE_VARIABLE, Progress, read_messages
+from components.store.settings import StorageSettings
+from components.store.spec import StageSpec
 from components.store.tracking import ADOPTED_VARIABLE, Tracking
 from pipeline.plan import fingerprints
 from pipeline.recipe import Recipe
 from pipeline.scheduler import Scheduler, max_parallel
 from pipeline.stage_runner import StageResult, StageStopped, execute_stage, run_stage, stage_definition
 from pipeline.stages import StageKind
+
+if TYPE_CHECKING:
+    from components.result_rows import ResultRow, WorstCaseRow
 
 RUNNERS = ("local", "kfp")
 """What runs the stages here: this module's scheduler, or KFP's own local runner, one step after the other."""
@@ -61,11 +64,11 @@ class Outcome:
     ok: bool
     stages: dict[str, dict[str, Any]]
     log: Path
-    rows: list[dict[str, Any]]
+    rows: Sequence[ResultRow]
     report: str
     cause: str = ""
     user: bool = False
-    worst_case: list[dict[str, Any]] = field(default_factory=list)
+    worst_case: Sequence[WorstCaseRow] = ()
 
     def failed(self) -> dict[str, Any] | None:
         """Returns the report of the stage that failed, if one did; of several the first, which ended the others."""
@@ -75,7 +78,7 @@ class Outcome:
 
 def run_here(
     recipe: Recipe,
-    places: Places,
+    storage: StorageSettings,
     *,
     again: tuple[str, ...] = (),
     jobs: int = 0,
@@ -97,10 +100,10 @@ def run_here(
     if runner not in RUNNERS:
         hint = nearest(runner, RUNNERS)
         raise UserError(f"unknown runner{hint}", where="--runner", value=runner, remedy="use `local` or `kfp`")
-    with only_run_in(places.home):
-        folder = places.home / "live" / time.strftime("%Y%m%d-%H%M%S")
+    with only_run_in(storage.home):
+        folder = storage.home / "live" / time.strftime("%Y%m%d-%H%M%S")
         folder.mkdir(parents=True, exist_ok=True)
-        run = (_Run if runner == "local" else _KfpRun)(recipe, places, again, jobs, folder)
+        run = (_Run if runner == "local" else _KfpRun)(recipe, storage, again, jobs, folder)
         with _logging_to(run.log), _interrupts(run.stop) as interrupted:
             run.complete(watch, interrupted)
         return run.outcome()
@@ -109,9 +112,11 @@ def run_here(
 class _Run:
     """One run of a recipe; everything it starts has ended when `complete` returns or raises."""
 
-    def __init__(self, recipe: Recipe, places: Places, again: tuple[str, ...], jobs: int, folder: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, storage: StorageSettings, again: tuple[str, ...], jobs: int, folder: Path
+    ) -> None:
         self.log = folder / "pipeline.log"
-        self._recipe, self._places, self._again, self._folder = recipe, places, again, folder
+        self._recipe, self._places, self._again, self._folder = recipe, storage, again, folder
         self._max_parallel = max_parallel(recipe, jobs)
         # A run that somebody has opened for something else must not become the run of every stage.
         self._children = Children(self._environment(), without=(ADOPTED_VARIABLE,))
@@ -195,7 +200,7 @@ class _Run:
             found = self._tracking.find(digest)
             if found.state == "complete" and name not in self._again:
                 self._tracking.record_stage(self._run_id, name, found.run_id, "reused")
-                Progress(name, self._folder).state(
+                Progress(name, self._folder).set_state(
                     "reused", run_id=found.run_id, fingerprint=digest, origin=found.pipeline_run
                 )
                 tokens[name] = StageResult("reused", found.run_id, digest).token
@@ -210,7 +215,7 @@ class _Run:
         return run_stage(
             stage_definition(self._recipe.stages[name], self._recipe),
             parents,
-            places=self._places,
+            storage=self._places,
             tracking=self._tracking,
             launch=self._launch,
             pipeline_run=self._run_id,
@@ -303,7 +308,7 @@ def reports(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     for name in recipe.stages:
         path = folder / f"{name}.json"
         with contextlib.suppress(OSError, json.JSONDecodeError):
-            found[name] = {**json.loads(path.read_text()), "said": read_said(path)}
+            found[name] = {**json.loads(path.read_text()), "messages": read_messages(path)}
     return found
 
 
@@ -340,7 +345,7 @@ def _interrupts(stop: Callable[[], None]) -> Iterator[threading.Event]:
     """Turns Ctrl-C, SIGTERM and SIGHUP into KeyboardInterrupt; calls `stop` at the end of the block, however it ends.
 
     Yields:
-        An event that is set with the signal, as Python drops an exception that a handler raises in some places.
+        An event that is set with the signal, as Python drops an exception that a handler raises in some storage.
     """
     interrupted = threading.Event()
 

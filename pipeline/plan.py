@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from components.store.places import Places
+from components.store.settings import StorageSettings
 from pipeline.recipe import Recipe, Stage
 from pipeline.stage_runner import fingerprint_of
 
@@ -46,17 +46,17 @@ def fingerprints(recipe: Recipe, cache: Path) -> dict[str, str]:
     return known
 
 
-def plan(recipe: Recipe, places: Places, again: tuple[str, ...] = ()) -> list[Planned]:
+def plan(recipe: Recipe, storage: StorageSettings, again: tuple[str, ...] = ()) -> list[Planned]:
     """What `robustrain run` would do now, stage by stage.
 
     Reads MLflow where there is one, and changes no run. It keeps the digest of a folder of images in the cache.
     """
-    prints = fingerprints(recipe, places.cache)
-    if places.is_fresh:
+    prints = fingerprints(recipe, storage.cache)
+    if storage.is_fresh:
         return [_first_time(stage, prints[stage.name]) for stage in recipe.stages.values()]
     from components.store.tracking import Tracking
 
-    tracking = Tracking(places)
+    tracking = Tracking(storage)
     behind = kept_behind(recipe, again)
     return [_decided(stage, prints[stage.name], tracking, again, behind) for stage in recipe.stages.values()]
 

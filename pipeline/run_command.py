@@ -6,8 +6,9 @@ As light to import as `pipeline.cli` itself: everything heavy is imported inside
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -16,6 +17,7 @@ from components.errors import EXIT_STATUS, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from components.result_rows import ResultRow, WorstCaseRow
     from pipeline.local import Outcome
     from pipeline.recipe import Recipe
 
@@ -44,10 +46,10 @@ def check_machine() -> None:
     Raises:
         UserError: this machine lacks it.
     """
-    from components.store.places import Places
-    from pipeline.preflight import lacking
+    from components.store.settings import StorageSettings
+    from pipeline.doctor import lacking
 
-    finding = lacking(Places.from_environment())
+    finding = lacking(StorageSettings.from_environment())
     if finding:
         raise UserError(finding.fact, where=finding.what, remedy=finding.remedy)
 
@@ -56,15 +58,15 @@ def run_with_display(
     recipe: Recipe, console: Console, again: tuple[str, ...] = (), jobs: int = 0, runner: str = "local"
 ) -> Outcome:
     """Runs a recipe on this machine with its live lines."""
-    from components.store.places import Places
+    from components.store.settings import StorageSettings
     from pipeline.display import Display
     from pipeline.local import run_here
 
     display = Display(recipe, console)
     try:
         with display.shown():
-            places = Places.from_environment()
-            return run_here(recipe, places, again=again, jobs=jobs, runner=runner, watch=display.update)
+            storage = StorageSettings.from_environment()
+            return run_here(recipe, storage, again=again, jobs=jobs, runner=runner, watch=display.update)
     except KeyboardInterrupt:
         console.print("stopped. Start again to go on: complete stages are reused, the interrupted one continues.")
         raise typer.Exit(130) from None
@@ -72,7 +74,7 @@ def run_with_display(
 
 def _conclude(outcome: Outcome, console: Console) -> None:
     """Prints the table, the report's path and the MLflow command; or the cause and the log."""
-    from components.store.places import Places
+    from components.store.settings import StorageSettings
 
     if not outcome.ok:
         _print_cause(outcome)
@@ -81,7 +83,7 @@ def _conclude(outcome: Outcome, console: Console) -> None:
         show_results(outcome.rows, outcome.worst_case, console)
     if outcome.report:
         print(f"\nreport:  {outcome.report}")
-    print(f"MLflow:  {mlflow_command()} ui --backend-store-uri {Places.from_environment().tracking_uri}")
+    print(f"MLflow:  {mlflow_command()} ui --backend-store-uri {StorageSettings.from_environment().tracking_uri}")
 
 
 def mlflow_command() -> str:
@@ -105,9 +107,9 @@ def _print_cause(outcome: Outcome) -> NoReturn:
     raise typer.Exit(EXIT_STATUS if user else 1)
 
 
-def show_results(rows: list[dict[str, Any]], worst_case: list[dict[str, Any]], console: Console) -> None:
+def show_results(rows: Sequence[ResultRow], worst_case: Sequence[WorstCaseRow], console: Console) -> None:
     """Prints results as a table, the worst cases over the norms, and the conditions that hold for all of them."""
-    from pipeline.report.terminal import terminal_conditions, terminal_table, terminal_worst_cases
+    from components.report.terminal import terminal_conditions, terminal_table, terminal_worst_cases
 
     console.print(terminal_table(rows))
     if (worst := terminal_worst_cases(worst_case)) is not None:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from components.cores import available_cores
+from components.process import available_cores
+from components.threats import ATTACKS
 from pipeline.recipe import Recipe, Stage
 
 _MAX_PARALLEL = 2
 """Stages side by side by default; more would only divide the same cores and memory."""
-_PER_IMAGE = {"autoattack": 2.0, "apgd-ce+apgd-t": 0.8, "apgd-ce": 0.15}
 _PER_PASS = 1.6
 
 RunStage = Callable[[str, list[str]], str]
@@ -50,7 +50,9 @@ def estimated_seconds(stage: Stage) -> float:
     config: Any = stage.config
     if hasattr(config, "threats"):
         resolutions = len(getattr(config, "resolutions", ())) or 1
-        return resolutions * sum((threat.n or config.n) * _PER_IMAGE[threat.attack] for threat in config.threats)
+        images = [threat.num_images or config.num_images for threat in config.threats]
+        per_image = [ATTACKS[threat.attack].seconds_per_image for threat in config.threats]
+        return resolutions * sum(number * seconds for number, seconds in zip(images, per_image))
     if hasattr(config, "epochs"):
         return config.epochs * _PER_PASS * (1 + (config.attack.steps if config.attack else 0))
     return 1.0

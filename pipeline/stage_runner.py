@@ -20,10 +20,11 @@ from pydantic import BaseModel, ConfigDict
 
 from components.errors import UserError
 from components.fingerprint import canonical_json, fingerprint, fingerprinted
-from components.store.claims import claim
-from components.store.job import ParentRef, StageSpec, execute
-from components.store.places import Places
+from components.store.execute import execute
+from components.store.locks import file_lock
 from components.store.progress import Progress
+from components.store.settings import StorageSettings
+from components.store.spec import ParentRef, StageSpec
 from pipeline.recipe import Recipe, Stage
 from pipeline.stages import STAGES, StageKind
 
@@ -109,7 +110,7 @@ def run_stage(
     definition: StageDefinition,
     parents: list[str],
     *,
-    places: Places,
+    storage: StorageSettings,
     tracking: Tracking,
     launch: Launch,
     pipeline_run: str = "",
@@ -134,20 +135,20 @@ def run_stage(
         StageStopped: it was asked to end.
         Exception: as `launch` raises it.
     """
-    log = places.logs / (pipeline_run or "no-pipeline") / f"{definition.name}.log"
+    log = storage.logs / (pipeline_run or "no-pipeline") / f"{definition.name}.log"
     progress = Progress(definition.name, live)
     try:
-        spec = specify(definition, parents, pipeline_run, places.cache)
-        path = places.locks / f"{spec.fingerprint}.lock"
+        spec = specify(definition, parents, pipeline_run, storage.cache)
+        path = storage.locks / f"{spec.fingerprint}.lock"
         with _exclusive(path, progress, stop or threading.Event()) if lock else contextlib.nullcontext():
             result = _complete(spec, tracking, launch, again, log, progress)
     except StageStopped:
-        progress.state("stopped", note="stopped; the next run continues it")
+        progress.set_state("stopped", note="stopped; the next run continues it")
         raise
     except BaseException as error:
-        progress.state("failed", error=str(error), user=isinstance(error, UserError), log=str(log))
+        progress.set_state("failed", error=str(error), user=isinstance(error, UserError), log=str(log))
         raise
-    progress.state(result.state, run_id=result.run_id, fingerprint=result.fingerprint, origin=result.origin)
+    progress.set_state(result.state, run_id=result.run_id, fingerprint=result.fingerprint, origin=result.origin)
     _log.info("%s: %s in run %s", definition.name, result.state, result.run_id)
     return result
 
@@ -159,11 +160,11 @@ def _exclusive(path: Path, progress: Progress, stop: threading.Event) -> Iterato
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(claim(path, wait=False))
+                stack.enter_context(file_lock(path, wait=False))
                 break
             except BlockingIOError:
                 if not waits:
-                    progress.state("waiting", note="another process works on this stage")
+                    progress.set_state("waiting", note="another process works on this stage")
                 waits = True
             if stop.wait(_LOCK_POLL_SECONDS):
                 raise StageStopped
@@ -176,7 +177,7 @@ def _complete(
     decided, note = decide(spec, tracking, again)
     if decided.state == "reused":
         return decided
-    progress.state("running", phase="starting", note=note)
+    progress.set_state("running", phase="starting", note=note)
     spec = spec.model_copy(update={"run_id": decided.run_id})
     launch(spec, STAGES[spec.kind], log)
     return StageResult(decided.state, check(spec, tracking), spec.fingerprint, spec.pipeline_run)
@@ -241,13 +242,13 @@ def reuse(found: Found, spec: StageSpec, tracking: Tracking) -> StageResult:
 
 def launch_in_process(spec: StageSpec, kind: StageKind, log: Path) -> None:
     """Does the stage's work in this process; its output goes where this process's output goes."""
-    execute(spec, Places.from_environment(), kind.function())
+    execute(spec, StorageSettings.from_environment(), kind.function())
 
 
 def execute_stage(spec_json: str) -> None:
     """Does a stage's work in this process, given the JSON of its `StageSpec`: what a child process is started with."""
     spec = StageSpec.model_validate_json(spec_json)
-    execute(spec, Places.from_environment(), STAGES[spec.kind].function())
+    execute(spec, StorageSettings.from_environment(), STAGES[spec.kind].function())
 
 
 def check(spec: StageSpec, tracking: Tracking) -> str:

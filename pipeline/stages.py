@@ -17,16 +17,11 @@ from pydantic import BaseModel
 
 from components.data.config import EncodeConfig
 from components.evaluate.config import EvaluateConfig, SweepConfig
+from components.launch.resources import Resources
 from components.promote.config import PromoteConfig
-from components.store.bucket import list_prefix
-from components.train.config import (
-    AdversarialConfig,
-    ConvStemConfig,
-    PretrainConfig,
-    RadiusConfig,
-    TransferConfig,
-)
-from pipeline.report.config import ReportConfig
+from components.report.config import ReportConfig
+from components.store.objects import list_prefix
+from components.train.config import AdversarialConfig, ConvStemConfig, PretrainConfig, RadiusConfig, TransferConfig
 
 STAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,35}")
 """A stage's name becomes part of a Kubernetes object's name (47 characters with the fingerprint's first ten)."""
@@ -36,17 +31,6 @@ NAME_RULE = "a stage's name has at most 36 lower-case letters, digits and hyphen
 TRAINING = frozenset({"pretrain", "convstem", "adversarial", "radius", "transfer"})
 HEAVY = ("torch", "timm", "components.models", "ray.train", "mlflow.tracking")
 """Modules that a warm host imports once before it forks the first stage that needs them."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one stage asks a cluster for: cores, GiB of memory, GPUs a worker, workers, and a deadline in seconds."""
-
-    cpus: int = 4
-    memory_gib: int = 16
-    gpus: int = 0
-    workers: int = 1
-    deadline_s: int = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -96,10 +80,10 @@ class StageKind:
     nice: int = 0
 
     @property
-    def room(self) -> str:
+    def package(self) -> str:
         """The package of `components` that holds the code; empty for stages of the pipeline itself."""
-        package, name = self.entry.split(".")[:2]
-        return name if package == "components" else ""
+        root, package = self.entry.split(".")[:2]
+        return package if root == "components" else ""
 
     def function(self) -> Callable[..., Any]:
         """The stage's `run(job)`, imported now."""
@@ -188,9 +172,9 @@ STAGES: dict[str, StageKind] = {
         StageKind(
             "report",
             "tables, plots, gallery: one HTML page",
-            version=3,
+            version=4,
             config=ReportConfig,
-            entry="pipeline.report.job:run",
+            entry="components.report.stage:run",
             on="step",
             preload=("mlflow.tracking",),
         ),

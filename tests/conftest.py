@@ -29,23 +29,23 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def _empty_home(tmp_path_factory):
     """A home whose MLflow data base exists: making one takes five seconds, copying it none."""
-    from components.store.places import Places
+    from components.store.settings import StorageSettings
     from components.store.tracking import Tracking
 
     home = tmp_path_factory.mktemp("home-template")
-    Tracking(Places.from_environment({}, home=home))
+    Tracking(StorageSettings.from_environment({}, home=home))
     return home
 
 
 @pytest.fixture
-def places(_empty_home, tmp_path):
-    """Places in a fresh home with an empty data base."""
-    from components.store.places import Places
+def storage(_empty_home, tmp_path):
+    """StorageSettings in a fresh home with an empty data base."""
+    from components.store.settings import StorageSettings
 
     home = tmp_path / "home"
     home.mkdir()
     shutil.copy(_empty_home / "mlflow.db", home / "mlflow.db")
-    return Places.from_environment({}, home=home)
+    return StorageSettings.from_environment({}, home=home)
 
 
 @pytest.fixture
@@ -55,9 +55,10 @@ def repository():
 
 
 @pytest.fixture
-def run_stage(places):
+def run_stage(storage):
     """Runs one stage for real in this process: `run_stage(kind, config, {role: token}, function=None) -> StageInput`."""
-    from components.store.job import ParentRef, StageSpec, execute
+    from components.store.execute import execute
+    from components.store.spec import ParentRef, StageSpec
     from components.store.tracking import Tracking
     from pipeline.stage_runner import fingerprint_of
     from pipeline.stages import STAGES
@@ -70,8 +71,8 @@ def run_stage(places):
             for r, p in parents.items()
         }
         full = row.config.model_validate(config)
-        print_ = fingerprint_of(kind, full, {r: p.fingerprint for r, p in refs.items()}, seed, places.cache)
-        tracking = Tracking(places)
+        print_ = fingerprint_of(kind, full, {r: p.fingerprint for r, p in refs.items()}, seed, storage.cache)
+        tracking = Tracking(storage)
         spec = StageSpec(
             name=name or kind,
             kind=kind,
@@ -81,7 +82,7 @@ def run_stage(places):
             parents=refs,
         )
         spec = spec.model_copy(update={"run_id": tracking.begin(spec)})
-        execute(spec, places, function or row.function())
+        execute(spec, storage, function or row.function())
         return tracking.finished(ParentRef(name=spec.name, kind=kind, run_id=spec.run_id, fingerprint=print_), kind)
 
     return run
@@ -90,7 +91,7 @@ def run_stage(places):
 @pytest.fixture
 def ray_turn():
     """One Ray at a time: two that start at once on two cores outwait each other."""
-    from components.store.claims import claim
+    from components.store.locks import file_lock
 
-    with claim(Path(tempfile.gettempdir()) / f"robustrain-tests-{os.getuid()}.lock"):
+    with file_lock(Path(tempfile.gettempdir()) / f"robustrain-tests-{os.getuid()}.lock"):
         yield

@@ -4,7 +4,8 @@ import shutil
 import sys
 from types import SimpleNamespace
 
-from components.store.job import StageJob, StageSpec
+from components.store.execute import StageJob
+from components.store.spec import StageSpec
 from components.train.config import CONFIGS
 
 NETWORK = {"name": "convnext_micro", "stem": "conv", "kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}}
@@ -45,11 +46,11 @@ class Run:
     def progress(self, **facts):
         self.notes.append(facts)
 
-    def say(self, text):
+    def info(self, text):
         print(text, file=sys.stderr, flush=True)
 
     def warn(self, text):
-        self.say(f"warning: {text}")
+        self.info(f"warning: {text}")
 
     def save(self, local, artifact):
         target = self.artifacts / artifact
@@ -87,6 +88,6 @@ def job(data, folder, *, seed=3, inputs=None, **change):
 def train(made):
     """Runs the stage in this process and returns its result."""
     from components.train import stage
-    from components.train.world import World
+    from components.train.distributed import World
 
     return stage.work(made, World())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from components.attack.losses import Objective, cross_entropy
 from components.attack.projections import TINY, norm_l2, per_image, project_l1, project_l2, project_linf
-from components.attack.schedule import Halving, Sparsity
+from components.attack.step_size import Halving, Sparsity
 
 Norm = Literal["Linf", "L2", "L1"]
 Form = Literal["best", "last"]

@@ -25,8 +25,8 @@ from components.data.beton_format import (
     field_descriptors,
     first_page,
 )
-from components.data.space import space_explained
 from components.errors import UserError
+from components.files import no_space_as_user_error
 
 
 class BetonWriter:
@@ -50,7 +50,7 @@ class BetonWriter:
         self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
 
     def __enter__(self) -> Self:
-        with space_explained(self.path):
+        with no_space_as_user_error(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._part.open("wb")
         try:
@@ -115,11 +115,11 @@ class BetonWriter:
         self._guarded(data)
 
     def _guarded(self, data: bytes | bytearray) -> None:
-        with space_explained(self.path):
+        with no_space_as_user_error(self.path):
             self._file.write(data)
 
     def _sync(self) -> None:
-        with space_explained(self.path):
+        with no_space_as_user_error(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
 

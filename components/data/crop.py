@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from components.data.counter import U64, below, draws, unit
+from components.data.randomness import U64, below, draws, unit
 from components.errors import UserError
 
 TRIES = 10

@@ -15,11 +15,11 @@ from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
 
-from components.cores import stage_cores
 from components.data.beton_format import DEFAULT_PAGE_SIZE, EncodedImage
 from components.data.beton_writer import BetonWriter
 from components.data.encode_image import EncodeSettings, ImageItem, Unreadable, encode_chunk
 from components.errors import UserError
+from components.process import stage_cores
 
 CHUNK = 32
 """Images in one piece of work."""

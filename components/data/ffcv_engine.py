@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from components.data.beton_checks import refuse
-from components.data.beton_reader import BetonFile, Pixels
-from components.data.counter import sample_keys
+from components.data.beton_reader import BetonFile, Pixels, refuse
 from components.data.native_engine import Geometry, Stream
-from components.data.order import Indices
+from components.data.randomness import sample_keys
+from components.data.sampler import Indices
 
 AHEAD = 3
 """Batches that are decoded before they are asked for."""

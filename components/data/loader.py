@@ -16,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from components.data.augment import Augmentation
-from components.data.augmented import augmented
 from components.data.beton_reader import BetonFile
-from components.data.counter import MAX_EPOCH
 from components.data.crop import CenterCrop, RandomCrop
 from components.data.jpeg import decoder_name
 from components.data.manifest import DataManifest
-from components.data.native_engine import Geometry, NativeEngine, Stream
-from components.data.order import BatchOrder, Indices, all_or_given
+from components.data.native_engine import Geometry, NativeEngine, Stream, augmented
+from components.data.randomness import MAX_EPOCH
+from components.data.sampler import BatchOrder, Indices, all_or_given
 from components.errors import UserError
 
 if TYPE_CHECKING:

@@ -2,6 +2,8 @@
 
 NumPy, libjpeg-turbo, OpenCV and Pillow let go of Python's lock while they work, so threads are enough; every batch is
 cut into one piece a thread.
+
+Applies heavy augmentation to a stream of batches on the loader's threads, a few batches ahead, in order.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from components.data.augment import Augmentation
 from components.data.beton_reader import BetonFile
-from components.data.counter import sample_keys
 from components.data.crop import CenterCrop, RandomCrop, flips, random_boxes
-from components.data.order import Indices
+from components.data.randomness import sample_keys
+from components.data.sampler import Indices
 
 Pixels = npt.NDArray[np.uint8]
 Stream = Generator[tuple[Pixels, Indices], None, None]
@@ -140,3 +143,41 @@ def _finished(batch: tuple[Pixels, Indices, list[Future[None]]]) -> tuple[Pixels
     for future in futures:
         future.result()
     return images, indices
+
+
+# MERGED
+
+Images = npt.NDArray[Any]
+
+AUGMENTED_AHEAD = 2
+"""Batches that are augmented before they are asked for."""
+
+
+def augmented(
+    stream: Stream, augment: Augmentation | None, epoch: int, pool: ThreadPoolExecutor, threads: int
+) -> Generator[tuple[Images, Indices], None, None]:
+    """The batches of `stream` after `augment` (unchanged when None)."""
+    if augment is None:
+        yield from stream
+        return
+    waiting: deque[tuple[Images, Indices, list[Future[None]]]] = deque()
+    try:
+        for images, indices in stream:
+            waiting.append(_started(images, indices, augment, epoch, pool, threads))
+            if len(waiting) > AUGMENTED_AHEAD:
+                yield _finished(waiting.popleft())
+        while waiting:
+            yield _finished(waiting.popleft())
+    finally:
+        wait([future for _, _, futures in waiting for future in futures if not future.cancel()])
+
+
+def _started(
+    images: Images, indices: Indices, augment: Augmentation, epoch: int, pool: ThreadPoolExecutor, threads: int
+) -> tuple[Images, Indices, list[Future[None]]]:
+    out = np.empty(images.shape, augment.dtype)
+    keys = sample_keys(indices, epoch)
+    futures = [
+        pool.submit(augment.fill_batch, out[piece], images[piece], keys[piece]) for piece in pieces(images, threads)
+    ]
+    return out, indices, futures

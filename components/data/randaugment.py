@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageOps
 
-from components.data.counter import U64, below, unit
+from components.data.randomness import U64, below, unit
 
 LAYERS = 2
 PROBABILITY = 0.5

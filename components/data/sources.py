@@ -2,20 +2,30 @@
 
 Every source becomes a folder in ImageNet layout first (`train/<class>/*`, `val/<class>/*`): a built-in set is drawn
 into one, an archive unpacked, an `s3://` prefix downloaded.
+
+Unpacks a tar archive of images, refusing members that would land outside the target folder.
+
+Which images of a set are held out or kept: seeded, even over the classes, the same on every machine.
 """
 
 from __future__ import annotations
 
+import lzma
 import shutil
+import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.data.archive import unpack
 from components.data.config import BUILT_IN, S3, TAR_ENDINGS, EncodeConfig
 from components.data.encode_image import ImageItem
 from components.data.split import held_out, limited
 from components.errors import UserError, nearest
+from components.files import no_space_as_user_error
+
+# MERGED
+# MERGED
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
 """Endings of image files, in lower or upper case; other files are passed over."""
@@ -42,7 +52,7 @@ def open_source(config: EncodeConfig, work: Path, *, fetch_prefix: FetchPrefix |
 
     Args:
         work: a folder for what has to be drawn, unpacked or downloaded; what is complete there is used again.
-        fetch_prefix: downloads an `s3://` prefix into a folder; `components.store.bucket.fetch_prefix`.
+        fetch_prefix: downloads an `s3://` prefix into a folder; `components.store.objects.fetch_prefix`.
 
     Raises:
         UserError: there is no such source, a class has no images, or val has a class that train has not.
@@ -91,9 +101,11 @@ def _draw(name: str, folder: Path) -> None:
     """Writes a built-in set as PNGs in ImageNet layout."""
     from PIL import Image
 
-    from components.data import digits, shapes
+    from components.data import builtin
 
-    for index, (split, label, pixels) in enumerate({"digits": digits.drawn, "shapes": shapes.drawn}[name]()):
+    for index, (split, label, pixels) in enumerate(
+        {"digits": builtin.draw_digits, "shapes": builtin.draw_shapes}[name]()
+    ):
         path = folder / split / label / f"{index:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path, compress_level=1)
@@ -157,3 +169,22 @@ def _images(split: Path, numbers: dict[str, int]) -> list[ImageItem]:
             )
         items += [ImageItem(str(path), numbers[name]) for path in files]
     return items
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Extracts the regular files of `archive` into `folder` (Python's `data` filter: no links out, no devices).
+
+    Raises:
+        UserError: it is no whole tar archive, it holds an unsafe member, or no space is left.
+    """
+    try:
+        with no_space_as_user_error(folder), tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except tarfile.FilterError as error:
+        raise UserError(
+            f"the archive holds an unsafe member ({error})", where=str(archive), remedy="pack it again without it"
+        ) from error
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(
+            f"this is no whole tar archive ({error})", where=str(archive), remedy="fetch or pack it again"
+        ) from error

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from components.data.counter import draws
+from components.data.randomness import draws
 
 
 def held_out(labels: Sequence[int], fraction: float, seed: int) -> set[int]:

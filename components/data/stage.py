@@ -16,11 +16,11 @@ from components.data.encode import encode_split
 from components.data.encode_image import EncodeSettings, ImageItem
 from components.data.manifest import DataManifest, SplitManifest, SplitName, StoredFile, write_manifest
 from components.data.sources import ImageSource, open_source
-from components.data.space import space_explained
 from components.errors import UserError
+from components.files import no_space_as_user_error
 
 if TYPE_CHECKING:
-    from components.store.job import StageJob
+    from components.store.execute import StageJob
     from components.store.objects import ObjectStore
 
 Progress = Callable[[str, int, int], None]
@@ -48,10 +48,10 @@ def run(job: StageJob) -> dict[str, Any]:
     def report(phase: str, done: int, total: int) -> None:
         job.run.progress(phase=phase, done=done, total=total)
 
-    with space_explained(work):
+    with no_space_as_user_error(work):
         manifest = encode_source(config, work, job.objects, key=f"data/{job.spec.fingerprint}", progress=report)
     for note in manifest.notes:
-        job.run.say(note)
+        job.run.info(note)
     job.run.log_params({"dataset": manifest.name, "classes": manifest.num_classes})
     for name, split in manifest.splits.items():
         job.run.log_metrics({f"{name}_images": split.n, f"{name}_bytes": split.object.size})
@@ -95,7 +95,7 @@ def encode_source(
 
 
 def _opened(config: EncodeConfig, work: Path) -> ImageSource:
-    from components.store.bucket import fetch_prefix
+    from components.store.objects import fetch_prefix
 
     try:
         return open_source(config, work / "source", fetch_prefix=fetch_prefix)

@@ -1,1 +1,1 @@
-"""The evaluate room of the pipeline; see the modules."""
+"""Measures clean and robust accuracy: the `evaluate` and `sweep` stages."""

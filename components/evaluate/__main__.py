@@ -1,7 +1,7 @@
-"""`python -m components.evaluate --spec spec.json`: runs one stage of this room."""
+"""`python -m components.evaluate --spec spec.json`: runs one stage."""
 
 from components.evaluate.stage import run
-from components.store.job import main
+from components.store.execute import main
 
 if __name__ == "__main__":
     main(run)

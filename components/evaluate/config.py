@@ -1,4 +1,4 @@
-"""What is attacked, how, and on how many images. Light to import: the pipeline reads it without torch.
+"""Configuration of the `evaluate` and `sweep` stages. Light to import: the pipeline reads it without torch.
 
 Radii are in the units of images in [0, 1]. "paper" is Singh, Croce, Hein, NeurIPS 2023 (Linf 4/255, L2 2, L1 75).
 """
@@ -7,24 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from components.errors import UserError
 from components.fingerprint import NO_FINGERPRINT, WHEN_SET
-from components.radius import Radius, check_radius, radius_text
-
-Norm = Literal["Linf", "L2", "L1"]
-AttackKey = Literal["autoattack", "apgd-ce+apgd-t", "apgd-ce"]
-
-ATTACK_TITLES: dict[str, str] = {
-    "autoattack": "AutoAttack",
-    "apgd-ce+apgd-t": "APGD-CE+APGD-T",
-    "apgd-ce": "APGD-CE",
-}
-"""Configuration word -> name in every table. Only the whole standard version may be called AutoAttack."""
-
-
-AttackName = Annotated[AttackKey, BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)]
+from components.threats import ATTACKS, NORMS, AttackKey, Norm, Radius, check_radius, evaluation_seconds, threat_text
 
 
 class _Part(BaseModel):
@@ -36,11 +23,13 @@ class Threat(_Part):
 
     norm: Norm = Field(default="Linf", description="norm of the perturbation")
     eps: Radius = Field(gt=0, description="radius for images in [0, 1], e.g. 4/255 (paper: Linf 4/255, L2 2, L1 75)")
-    attack: AttackName = Field(
+    attack: AttackKey = Field(
         default="autoattack",
         description="autoattack (standard, all four attacks), or a part of it: apgd-ce+apgd-t, apgd-ce",
     )
-    n: int | None = Field(default=None, ge=1, description="images for this threat, the first of the n; none: all n")
+    num_images: int | None = Field(
+        default=None, ge=1, description="images for this threat, the first of the evaluation's; none: all of them"
+    )
 
     @model_validator(mode="after")
     def _in_range(self) -> Threat:
@@ -50,7 +39,7 @@ class Threat(_Part):
     @property
     def title(self) -> str:
         """Attack, norm and radius: `AutoAttack Linf 4/255`."""
-        return f"{ATTACK_TITLES[self.attack]} {self.norm} {radius_text(self.eps)}"
+        return f"{ATTACKS[self.attack].title} {threat_text(self.norm, self.eps)}"
 
 
 class EvaluateConfig(_Part):
@@ -61,11 +50,11 @@ class EvaluateConfig(_Part):
         default=None, description="name of the encode stage with the images; none: the model's own"
     )
     split: Literal["train", "val"] = Field(default="val", description="split the images are taken from")
-    n: int = Field(default=5000, ge=1, description="images, drawn without replacement (paper: 5000)")
+    num_images: int = Field(default=5000, ge=1, description="images, drawn without replacement (paper: 5000)")
     threats: tuple[Threat, ...] = Field(
-        default=(Threat(eps=4 / 255), Threat(norm="L2", eps=2.0), Threat(norm="L1", eps=75.0)),
+        default=tuple(Threat(norm=norm, eps=info.paper_radius) for norm, info in NORMS.items()),
         min_length=1,
-        description="what is attacked, in this order (paper: three norms)",
+        description="threats to measure, in this order (paper: three norms)",
     )
     resolution: int | None = Field(default=None, ge=8, le=2048, description="image side in px; none: the model's own")
     batch_size: int = Field(
@@ -74,26 +63,26 @@ class EvaluateConfig(_Part):
     seed: int = Field(
         default=0, ge=0, description="of the choice of images and of the attacks; apart from the recipe's seed"
     )
-    gallery: int = Field(default=6, ge=0, le=64, description="adversarial images kept to look at")
+    gallery: int = Field(default=6, ge=0, le=64, description="number of adversarial images kept to look at")
     spectra: bool = Field(
         default=False,
         description="also measure the power spectra of the stem's filters and of the loss's gradient by the image",
         json_schema_extra=WHEN_SET,
     )
-    processes: int = Field(
+    num_processes: int = Field(
         default=0,
         ge=0,
         le=256,
-        description="processes; 0: one a core, or one on a GPU",
+        description="processes; 0: one per core of the stage, or one on a GPU",
         json_schema_extra=NO_FINGERPRINT,
     )
     launcher: Literal["auto", "local", "ray"] = Field(
         default="auto",
-        description="processes here, or Ray tasks; auto: Ray where RAY_ADDRESS is set",
+        description="processes on this machine, or Ray tasks; auto: Ray if RAY_ADDRESS is set",
         json_schema_extra=NO_FINGERPRINT,
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto: the GPU where there is one", json_schema_extra=NO_FINGERPRINT
+        default="auto", description="auto: the GPU if there is one", json_schema_extra=NO_FINGERPRINT
     )
 
     @model_validator(mode="after")
@@ -106,18 +95,24 @@ class EvaluateConfig(_Part):
                     "this threat is given twice", where="threats", value=threat.title, remedy="remove one of them"
                 )
             seen.add(key)
-            if threat.n is not None and threat.n > self.n:
+            if threat.num_images is not None and threat.num_images > self.num_images:
                 raise UserError(
-                    f"{threat.title} asks for more images than the evaluation has ({self.n})",
-                    where="threats.n",
-                    value=threat.n,
-                    remedy="raise n of the evaluation, or lower that of the threat",
+                    f"{threat.title} asks for more images than the evaluation has ({self.num_images})",
+                    where="threats.num_images",
+                    value=threat.num_images,
+                    remedy="raise num_images of the evaluation, or lower that of the threat",
                 )
         return self
 
     def resolutions_or(self, own: int) -> tuple[int, ...]:
-        """The sides to evaluate at, in px; `own` is the model's."""
+        """The image sides to evaluate at, in px; `own` is the model's."""
         return (self.resolution or own,)
+
+    @property
+    def estimated_seconds(self) -> float:
+        """Estimated time in seconds of the quickstart on one core, for the order of stages only."""
+        work = [(threat.attack, threat.num_images or self.num_images) for threat in self.threats]
+        return evaluation_seconds(work, num_resolutions=len(self.resolutions_or(0)))
 
 
 class SweepConfig(EvaluateConfig):
@@ -140,5 +135,5 @@ class SweepConfig(EvaluateConfig):
         return self
 
     def resolutions_or(self, own: int) -> tuple[int, ...]:
-        """The sides to evaluate at, in px."""
+        """The image sides to evaluate at, in px."""
         return self.resolutions

@@ -1,6 +1,6 @@
-"""Adversarial images to look at: the clean one, the adversarial one, and their difference made visible.
+"""The gallery: for some images the clean one, the adversarial one, and their difference made visible.
 
-The pictures are rounded to 8 bits for the eye; what was attacked and verified is float32.
+The pictures are rounded to 8 bits for display; attack and verification use float32.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from components.evaluate.config import ATTACK_TITLES
 from components.evaluate.images import ImageSet
 from components.evaluate.outcomes import Outcome, Shown
+from components.threats import ATTACKS
 
 INDEX = "gallery.json"
 
 
 def choose(outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, Shown]]:
     """Up to `count` kept images, the threats taking turns, each with its first ones."""
-    lanes = [[(outcome, shown) for shown in outcome.shown] for outcome in outcomes]
-    turns = [lane[k] for k in range(max(map(len, lanes), default=0)) for lane in lanes if k < len(lane)]
+    kept = [[(outcome, shown) for shown in outcome.shown] for outcome in outcomes]
+    turns = [some[k] for k in range(max(map(len, kept), default=0)) for some in kept if k < len(some)]
     return turns[:count]
 
 
@@ -71,7 +71,7 @@ def _entry(
         "adversarial_prediction": _named(classes, shown.prediction),
         "norm": outcome.threat.norm,
         "eps": outcome.threat.eps,
-        "attack": ATTACK_TITLES[outcome.threat.attack],
+        "attack": ATTACKS[outcome.threat.attack].title,
         "broken_by": str(outcome.verdict[shown.position]),
         "distance": shown.distance,
         "amplification": round(factor, 3),

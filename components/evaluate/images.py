@@ -1,7 +1,8 @@
-"""Which images are attacked, and how they come into the process.
+"""Chooses the images to attack and decodes them.
 
 The choice is a seeded permutation of the split, cut off after n: it does not depend on the model, the recipe's seed or
-the resolution, so that figures of different models stand on the same images, and the first 100 of 1,000 are the 100.
+the resolution, so that results of different models are measured on the same images, and the first 100 of 1,000 are the
+100.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class ImageSet:
 
     @property
     def n(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.indices)
 
     @property
@@ -54,12 +55,12 @@ class ImageSet:
 
 
 def choose(total: int, n: int, seed: int) -> npt.NDArray[np.int64]:
-    """(min(n, total),) rows out of 0..total-1, without repetition; a prefix of what a larger n would give."""
+    """(min(n, total),) rows out of 0..total-1, without repetition; a prefix of the choice for a larger n."""
     return np.random.default_rng([seed, 0x1DA6E5]).permutation(total)[:n].astype(np.int64)
 
 
 def image_set_digest(split_sha256: str, indices: npt.NDArray[np.int64]) -> str:
-    """sha256 that stands for these rows of this file."""
+    """sha256 over a split's digest and rows of it."""
     return hashlib.sha256(split_sha256.encode() + indices.astype("<i8").tobytes()).hexdigest()
 
 
@@ -124,7 +125,7 @@ def _read(
     finally:
         loader.close()
     found = np.concatenate(rows)
-    # The loader may sort what it was given; the order of the choice is what makes a prefix a prefix.
+    # The loader may sort the rows; the order of the choice is what makes a prefix a prefix.
     place = {int(row): position for position, row in enumerate(found)}
     order = np.array([place[int(row)] for row in indices])
     return np.concatenate(images)[order], np.concatenate(labels)[order].astype(np.int64)

@@ -1,18 +1,23 @@
-"""Units put together again: one outcome for each resolution and threat, in the order of the images."""
+"""Joins units: one outcome for each resolution and threat, in the order of the images, and those that it implies.
+
+AutoAttack begins with APGD-CE and APGD-T, from the same seeds and on the same blocks as the shorter attack
+APGD-CE+APGD-T. An image that only FAB-T or Square broke is one that the shorter attack would have left robust. So the
+verdicts of the shorter attack are read off a run of the longer one, without attacking twice (`Attack.implies`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from components.evaluate.autoattack import ROBUST, WRONG
 from components.evaluate.config import Threat
-from components.evaluate.unit_file import UnitResult
-from components.evaluate.workload import Workload
+from components.evaluate.work_units import UnitResult, Workload
+from components.result_rows import ROBUST, WRONG
+from components.threats import ATTACKS, Attack
 
 
 @dataclass(frozen=True)
@@ -57,21 +62,21 @@ class Outcome:
 
     @property
     def n(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.verdict)
 
     @property
     def robust(self) -> npt.NDArray[np.bool_]:
-        """(n,) right as it is and under attack."""
+        """(n,) classified correctly under the attack (and without it)."""
         return self.verdict == ROBUST
 
     @property
-    def right(self) -> npt.NDArray[np.bool_]:
-        """(n,) right as it is."""
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """(n,) classified correctly without an attack."""
         return self.verdict != WRONG
 
 
-def gather(workload: Workload, results: Sequence[UnitResult]) -> list[Outcome]:
+def join_units(workload: Workload, results: Sequence[UnitResult]) -> list[Outcome]:
     """Outcomes ordered by resolution, then threat, as the units are."""
     groups: dict[tuple[int, int], list[int]] = {}
     for number, unit in enumerate(workload.units):
@@ -128,3 +133,41 @@ def _shown(start: int, part: UnitResult) -> list[Shown]:
         )
         for row, image in zip(part.shown.tolist(), part.adversarial)
     ]
+
+
+def implied_outcomes(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes of shorter attacks that can be read off, without those that were measured themselves."""
+    measured = {_key(outcome) for outcome in outcomes}
+    implied = [
+        read_off(outcome, ATTACKS[key]) for outcome in outcomes for key in ATTACKS[outcome.threat.attack].implies
+    ]
+    return [outcome for outcome in implied if _key(outcome) not in measured]
+
+
+def read_off(outcome: Outcome, shorter: Attack) -> Outcome:
+    """The outcome of an attack that consists of the first parts of the one that was run.
+
+    Predictions and distances of images that the shorter attack leaves robust are those of the clean image.
+    """
+    parts = ATTACKS[outcome.threat.attack].parts
+    assert parts[: len(shorter.parts)] == shorter.parts, (
+        f"{shorter.key} is not the beginning of {outcome.threat.attack}"
+    )
+    later = [part.title for part in parts[len(shorter.parts) :]]
+    spared = np.isin(outcome.verdict, later)
+    kept = [part for part in outcome.parts if part["attack"] not in later]
+    return replace(
+        outcome,
+        threat=outcome.threat.model_copy(update={"attack": shorter.key}),
+        verdict=np.where(spared, ROBUST, outcome.verdict),
+        prediction=np.where(spared, outcome.clean_prediction, outcome.prediction),
+        distance=np.where(spared, 0.0, outcome.distance),
+        parts=kept,
+        seconds=sum(float(part["seconds"]) for part in kept),
+        shown=[],
+    )
+
+
+def _key(outcome: Outcome) -> tuple[object, ...]:
+    threat = outcome.threat
+    return outcome.resolution, threat.norm, threat.eps, threat.attack

@@ -1,4 +1,4 @@
-"""Figures with their conditions: rows, worst cases, and every image's verdicts, ready for JSON."""
+"""Results with their conditions: rows, worst cases, and every image's verdicts, ready for JSON."""
 
 from __future__ import annotations
 
@@ -6,32 +6,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from components.evaluate.config import ATTACK_TITLES, EvaluateConfig
+from components.evaluate.attack import attack_module
+from components.evaluate.config import EvaluateConfig
 from components.evaluate.images import ImageSet
-from components.evaluate.library import LIBRARY, targets, targets_note
 from components.evaluate.outcomes import Outcome
-from components.evaluate.statistics import survives_all
-from components.evaluate.sweep import RADII_NOTE
 from components.models.card import ModelCard
+from components.result_rows import (
+    Conditions,
+    ImageVerdicts,
+    PartRow,
+    ResolutionVerdicts,
+    ResultRow,
+    RowDetails,
+    RowThreat,
+    Verdicts,
+    VerdictThreat,
+    WorstCaseRow,
+)
 from components.statistics import INTERVAL_NAME, wilson
+from components.threats import ATTACKS
 
 PRECISION = "fp32"
+RADII_NOTE = "radii are those of the threat at every resolution; L2 and L1 budgets are not scaled with the pixels"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Whose figures these are.
+    """The model that was measured.
 
     Attributes:
-        stage, name: kind and name of the training stage.
+        kind, stage: kind and name of the training stage.
         model_sha256: of the weights.
         classes: class names in label order.
     """
 
+    kind: str
     stage: str
-    name: str
     card: ModelCard
     model_sha256: str
     dataset: str
@@ -39,10 +52,10 @@ class Subject:
     run_id: str = ""
 
     def columns(self, resolution: int) -> dict[str, Any]:
-        """What every row of this model begins with."""
+        """The first fields of every row of this model."""
         return {
+            "kind": self.kind,
             "stage": self.stage,
-            "name": self.name,
             "model": self.card.name,
             "stem": self.card.stem,
             "dataset": self.dataset,
@@ -50,40 +63,46 @@ class Subject:
         }
 
 
-def row(subject: Subject, outcome: Outcome, config: EvaluateConfig, images: ImageSet) -> dict[str, Any]:
-    """One figure: accuracies as fractions, `interval` [low, high] of the robust accuracy, the rest in `details`."""
-    robust, right, threat = int(outcome.robust.sum()), int(outcome.right.sum()), outcome.threat
-    return {
+def result_row(subject: Subject, outcome: Outcome, config: EvaluateConfig, images: ImageSet) -> ResultRow:
+    """One result: accuracies as fractions, the interval of the robust accuracy, further conditions in `details`."""
+    robust, correct, threat = int(outcome.robust.sum()), int(outcome.correct.sum()), outcome.threat
+    return ResultRow(
         **subject.columns(outcome.resolution),
-        "norm": threat.norm,
-        "eps": threat.eps,
-        "attack": ATTACK_TITLES[threat.attack],
-        "n": outcome.n,
-        "clean_accuracy": right / outcome.n,
-        "robust_accuracy": robust / outcome.n,
-        "interval": list(wilson(robust, outcome.n)),
-        "details": {
-            "attack_library": LIBRARY,
-            "attack_version": "standard" if threat.attack == "autoattack" else "parts of standard",
-            "targets": targets(threat, subject.card.num_classes),
-            "targets_note": targets_note(threat, subject.card.num_classes),
-            "seed": config.seed,
-            "batch_size": config.batch_size,
-            "precision": PRECISION,
-            "images_digest": images.digest,
-            "interval_method": INTERVAL_NAME,
-            "clean_interval": list(wilson(right, outcome.n)),
-            "parts": outcome.parts,
-            "seconds": outcome.seconds,
-            "unverified": outcome.unverified,
-            "narrow_margins": outcome.narrow,
-            "largest_distance": float(outcome.distance.max()),
-            "warnings": outcome.warnings,
-        },
-    }
+        norm=threat.norm,
+        eps=threat.eps,
+        attack=ATTACKS[threat.attack].title,
+        n=outcome.n,
+        clean_accuracy=correct / outcome.n,
+        robust_accuracy=robust / outcome.n,
+        interval=wilson(robust, outcome.n),
+        details=_details(subject, outcome, config, images),
+    )
 
 
-def union_rows(subject: Subject, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def _details(subject: Subject, outcome: Outcome, config: EvaluateConfig, images: ImageSet) -> RowDetails:
+    threat, module = outcome.threat, attack_module(outcome.threat.attack)
+    return RowDetails(
+        attack_library=module.LIBRARY,
+        attack_version=ATTACKS[threat.attack].version,
+        targets=module.targets(threat, subject.card.num_classes),
+        targets_note=module.targets_note(threat, subject.card.num_classes),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        precision=PRECISION,
+        split=config.split,
+        images_digest=images.digest,
+        interval_method=INTERVAL_NAME,
+        clean_interval=wilson(int(outcome.correct.sum()), outcome.n),
+        parts=tuple(PartRow.model_validate(part) for part in outcome.parts),
+        seconds=outcome.seconds,
+        unverified=outcome.unverified,
+        narrow_margins=outcome.narrow,
+        largest_distance=float(outcome.distance.max()),
+        warnings=tuple(outcome.warnings),
+    )
+
+
+def worst_case_rows(subject: Subject, outcomes: Sequence[Outcome]) -> list[WorstCaseRow]:
     """Worst case over the norms, image by image, for each resolution that has threats in several norms.
 
     One radius a norm: the first one given for it, so that models evaluated at further radii too are judged by the same
@@ -92,93 +111,97 @@ def union_rows(subject: Subject, outcomes: Sequence[Outcome]) -> list[dict[str, 
     """
     rows = []
     for resolution in dict.fromkeys(outcome.resolution for outcome in outcomes):
-        here = _one_a_norm([outcome for outcome in outcomes if outcome.resolution == resolution])
-        if len(here) < 2:
-            continue
-        n = min(outcome.n for outcome in here)
-        robust = int(survives_all([outcome.robust[:n] for outcome in here]).sum())
-        attacks = dict.fromkeys(ATTACK_TITLES[outcome.threat.attack] for outcome in here)
-        rows.append(
-            {
-                **subject.columns(resolution),
-                "norms": list(dict.fromkeys(outcome.threat.norm for outcome in here)),
-                "threats": [
-                    {"norm": o.threat.norm, "eps": o.threat.eps, "attack": ATTACK_TITLES[o.threat.attack]} for o in here
-                ],
-                "attack": " / ".join(attacks),
-                "n": n,
-                "clean_accuracy": float(survives_all([outcome.right[:n] for outcome in here]).mean()),
-                "robust_accuracy": robust / n,
-                "interval": list(wilson(robust, n)),
-            }
-        )
+        chosen = _one_per_norm([outcome for outcome in outcomes if outcome.resolution == resolution])
+        if len(chosen) > 1:
+            rows.append(_worst_case(subject, resolution, chosen))
     return rows
 
 
-def _one_a_norm(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def _worst_case(subject: Subject, resolution: int, outcomes: Sequence[Outcome]) -> WorstCaseRow:
+    n = min(outcome.n for outcome in outcomes)
+    robust = int(np.logical_and.reduce([outcome.robust[:n] for outcome in outcomes]).sum())
+    correct = np.logical_and.reduce([outcome.correct[:n] for outcome in outcomes])
+    threats = [RowThreat(norm=o.threat.norm, eps=o.threat.eps, attack=ATTACKS[o.threat.attack].title) for o in outcomes]
+    return WorstCaseRow(
+        **subject.columns(resolution),
+        norms=tuple(dict.fromkeys(threat.norm for threat in threats)),
+        threats=tuple(threats),
+        attack=" / ".join(dict.fromkeys(threat.attack for threat in threats)),
+        n=n,
+        clean_accuracy=float(correct.mean()),
+        robust_accuracy=robust / n,
+        interval=wilson(robust, n),
+    )
+
+
+def _one_per_norm(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """For each norm the outcome at the radius that comes first, by the strongest attack."""
-    strength = list(ATTACK_TITLES)
     chosen: dict[str, Outcome] = {}
     for outcome in outcomes:
-        there = chosen.setdefault(outcome.threat.norm, outcome)
-        stronger = strength.index(outcome.threat.attack) < strength.index(there.threat.attack)
-        if outcome.threat.eps == there.threat.eps and stronger:
+        best = chosen.setdefault(outcome.threat.norm, outcome)
+        stronger = ATTACKS[outcome.threat.attack].strength > ATTACKS[best.threat.attack].strength
+        if outcome.threat.eps == best.threat.eps and stronger:
             chosen[outcome.threat.norm] = outcome
     return list(chosen.values())
 
 
 def conditions(
     subject: Subject, config: EvaluateConfig, images: ImageSet, resolutions: Sequence[int], device: str
-) -> dict[str, Any]:
-    """What holds for every figure of this evaluation; figures with other conditions are not to be compared."""
-    return {
-        "attack_library": LIBRARY,
-        "torch": torch.__version__,
-        "device": device,
-        "precision": PRECISION,
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "split": config.split,
-        "n": images.n,
-        "images": f"{images.n} of the split {config.split}, drawn with seed {config.seed}",
-        "images_digest": images.digest,
-        "resolutions": list(resolutions),
-        "crop_ratio": subject.card.crop_ratio,
-        "radii": RADII_NOTE,
-        "interval": INTERVAL_NAME,
-        "dataset": subject.dataset,
-        "classes": len(subject.classes),
-        "model_run": subject.run_id,
-        "model_sha256": subject.model_sha256,
-    }
+) -> Conditions:
+    """What holds for every result of this evaluation; results under other conditions must not be compared."""
+    libraries = dict.fromkeys(attack_module(threat.attack).LIBRARY for threat in config.threats)
+    return Conditions(
+        attack_library=" and ".join(libraries),
+        torch=torch.__version__,
+        device=device,
+        precision=PRECISION,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        split=config.split,
+        n=images.n,
+        images=f"{images.n} of the split {config.split}, drawn with seed {config.seed}",
+        images_digest=images.digest,
+        resolutions=tuple(resolutions),
+        crop_ratio=subject.card.crop_ratio,
+        radii=RADII_NOTE,
+        interval=INTERVAL_NAME,
+        dataset=subject.dataset,
+        classes=len(subject.classes),
+        model_run=subject.run_id,
+        model_sha256=subject.model_sha256,
+    )
 
 
-def verdicts(images: ImageSet, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Every image's fate: its row in the encoded split, label, clean class, and one verdict for each threat."""
+def verdicts(images: ImageSet, outcomes: Sequence[Outcome]) -> Verdicts:
+    """Every image's verdicts: its row in the encoded split, label, clean class, and one verdict for each threat."""
     by_resolution: dict[int, list[Outcome]] = {}
     for outcome in outcomes:
         by_resolution.setdefault(outcome.resolution, []).append(outcome)
-    return {
-        "verdicts": "robust; wrong: misclassified as it is; else the part of the attack that broke it",
-        "resolutions": [
-            {
-                "resolution": resolution,
-                "threats": [{**o.threat.model_dump(exclude={"n"}), "title": o.threat.title, "n": o.n} for o in here],
-                "images": [_image(images, position, here) for position in range(max(o.n for o in here))],
-            }
-            for resolution, here in by_resolution.items()
-        ],
-    }
+    return Verdicts(
+        resolutions=tuple(
+            ResolutionVerdicts(
+                resolution=resolution,
+                threats=tuple(_threat(outcome) for outcome in some),
+                images=tuple(_image(images, position, some) for position in range(max(o.n for o in some))),
+            )
+            for resolution, some in by_resolution.items()
+        )
+    )
 
 
-def _image(images: ImageSet, position: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _threat(outcome: Outcome) -> VerdictThreat:
+    threat = outcome.threat
+    return VerdictThreat(norm=threat.norm, eps=threat.eps, attack=threat.attack, title=threat.title, n=outcome.n)
+
+
+def _image(images: ImageSet, position: int, outcomes: Sequence[Outcome]) -> ImageVerdicts:
     seen = [outcome if position < outcome.n else None for outcome in outcomes]
     first = next(outcome for outcome in seen if outcome is not None)
-    return {
-        "index": int(images.indices[position]),
-        "label": int(images.labels[position]),
-        "clean_prediction": int(first.clean_prediction[position]),
-        "verdicts": [None if o is None else str(o.verdict[position]) for o in seen],
-        "predictions": [None if o is None else int(o.prediction[position]) for o in seen],
-        "distances": [None if o is None else round(float(o.distance[position]), 7) for o in seen],
-    }
+    return ImageVerdicts(
+        index=int(images.indices[position]),
+        label=int(images.labels[position]),
+        clean_prediction=int(first.clean_prediction[position]),
+        verdicts=tuple(None if o is None else str(o.verdict[position]) for o in seen),
+        predictions=tuple(None if o is None else int(o.prediction[position]) for o in seen),
+        distances=tuple(None if o is None else round(float(o.distance[position]), 7) for o in seen),
+    )

@@ -1,82 +1,96 @@
-"""The `evaluate` and `sweep` stages: load model and images, attack, and leave figures, verdicts and a gallery."""
+"""The `evaluate` and `sweep` stages: load model and images, attack, and save results, verdicts and a gallery.
+
+A sweep measures at several test resolutions: the same weights, images, threats and radii; only the side changes. The
+radii stay fixed, as in the paper (section on test-time resolution). For L2 and L1 that makes part of a gain geometric:
+the same budget is spread over more pixels.
+"""
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.data.manifest import DataManifest, read_manifest
 from components.errors import UserError
-from components.evaluate import gallery, images, results, spectra, sweep, workload
+from components.evaluate import gallery, images, results, spectra, work_units
+from components.evaluate.attack import attack_module
 from components.evaluate.config import EvaluateConfig, SweepConfig
-from components.evaluate.outcomes import Outcome, gather
+from components.evaluate.executor import UnitExecutor, open_executor
+from components.evaluate.images import ImageSet
+from components.evaluate.outcomes import Outcome, implied_outcomes, join_units
 from components.evaluate.results import Subject
-from components.evaluate.shards import Shards, opened
-from components.evaluate.short_form import short_forms
-from components.evaluate.workload import Workload
-from components.models.weights import read_card, read_card_document
+from components.evaluate.work_units import Workload
+from components.models.card import ModelCard
+from components.models.resolution import set_resolution
+from components.models.weights import build_from_card, read_card, read_card_document
+from components.result_rows import RESULTS, VERDICTS, EvaluationResults
 
 if TYPE_CHECKING:
-    from components.store.job import StageJob
+    from components.store.execute import StageJob
 
-RESULTS, VERDICTS, GALLERY = "results/results.json", "results/verdicts.json", "gallery"
-SPECTRA = "results/spectra.json"
+GALLERY, SPECTRA = "gallery", "results/spectra.json"
 
 
 def run(job: StageJob) -> dict[str, Any]:
     """Evaluates one model; artifacts `results/results.json`, `results/verdicts.json`, `gallery/`, and
-    `results/spectra.json` where spectra are asked for.
+    `results/spectra.json` if spectra are asked for.
 
     Raises:
         UserError: threats that cannot be measured on this model and data, damaged inputs, or a process that died.
     """
-    config_type = SweepConfig if job.spec.kind == "sweep" else EvaluateConfig
-    config = config_type.model_validate(job.spec.config)
+    config = _config(job.spec.config)
     card = read_card(job.inputs["model"].path("model"))
-    sides = sweep.resolutions(config, card)
+    sides = possible_resolutions(config, card)
     # Processes first: they are forked, and a fork is only cheap and safe before anything has been computed.
-    with opened(config, len(sides)) as shards:
-        return _evaluate(job, config, sides, shards)
+    with open_executor(config, len(sides)) as executor:
+        return _evaluate(job, config, sides, executor)
 
 
-def _evaluate(job: StageJob, config: EvaluateConfig, sides: tuple[int, ...], shards: Shards) -> dict[str, Any]:
+def _config(fields: dict[str, Any]) -> EvaluateConfig:
+    """The configuration as its fields show it: only a sweep has `resolutions`."""
+    return (SweepConfig if "resolutions" in fields else EvaluateConfig).model_validate(fields)
+
+
+def possible_resolutions(config: EvaluateConfig, card: ModelCard) -> tuple[int, ...]:
+    """The image sides to evaluate at, in px, after a check that every threat can be measured at each of them.
+
+    Raises:
+        UserError: a side that the network cannot take, a threat that the attack cannot measure there, or too few
+            classes for a threat.
+    """
+    sides = config.resolutions_or(card.resolution)
+    model = build_from_card(card, device="meta")
+    for side in sides:
+        set_resolution(model, side)
+        for threat in config.threats:
+            attack_module(threat.attack).refuse_impossible(threat, num_classes=card.num_classes, resolution=side)
+    return sides
+
+
+def _evaluate(job: StageJob, config: EvaluateConfig, sides: tuple[int, ...], executor: UnitExecutor) -> dict[str, Any]:
     start = time.monotonic()
     manifest = read_manifest(job.inputs["data"].path("manifest.json"))
     subject = _subject(job, manifest)
-    job.run.progress(phase="reading images", done=0, total=config.n)
+    job.run.progress(phase="reading images", done=0, total=config.num_images)
     chosen = images.load(
         manifest,
         config.split,
         job.objects,
-        n=config.n,
+        n=config.num_images,
         seed=config.seed,
         resolutions=sides,
         crop_ratio=subject.card.crop_ratio,
     )
-    work = Workload(
-        threats=config.threats,
-        units=workload.cut(config.threats, sides, chosen.n, config.batch_size),
-        num_classes=subject.card.num_classes,
-        seed=config.seed,
-        keep=config.gallery,
-        model_sha256=subject.model_sha256,
-        data_sha256=chosen.data_digest,
+    outcomes = _attack(job, config, subject, chosen, sides, executor)
+    document = EvaluationResults(
+        rows=tuple(results.result_row(subject, o, config, chosen) for o in [*outcomes, *implied_outcomes(outcomes)]),
+        union=tuple(results.worst_case_rows(subject, outcomes)),
+        conditions=results.conditions(subject, config, chosen, sides, executor.device),
     )
-    folder = job.run.workdir / "attack"
-    workload.write(folder, work, chosen.pixels, chosen.labels)
-    job.run.log_params({"images_digest": chosen.digest, "images": chosen.n, "device": shards.device})
-    found = shards.run(folder, job.inputs["model"].path("model"), work, Board(job, work))
-    outcomes = gather(work, found)
-    document = {
-        "rows": [results.row(subject, o, config, chosen) for o in [*outcomes, *short_forms(outcomes)]],
-        "union": results.union_rows(subject, outcomes),
-        "conditions": results.conditions(subject, config, chosen, sides, shards.device),
-    }
-    _save(job, "results.json", RESULTS, document)
-    _save(job, "verdicts.json", VERDICTS, results.verdicts(chosen, outcomes))
+    _save(job, "results.json", RESULTS, document.model_dump(mode="json"))
+    _save(job, "verdicts.json", VERDICTS, results.verdicts(chosen, outcomes).model_dump(mode="json"))
     if config.gallery:
         gallery.write(job.run.workdir / GALLERY, outcomes, chosen, subject.classes, config.gallery)
         job.run.save(job.run.workdir / GALLERY, GALLERY)
@@ -87,21 +101,46 @@ def _evaluate(job: StageJob, config: EvaluateConfig, sides: tuple[int, ...], sha
     return _summary(document, round(time.monotonic() - start, 1))
 
 
+def _attack(
+    job: StageJob,
+    config: EvaluateConfig,
+    subject: Subject,
+    chosen: ImageSet,
+    sides: tuple[int, ...],
+    executor: UnitExecutor,
+) -> list[Outcome]:
+    work = Workload(
+        threats=config.threats,
+        units=work_units.cut(config.threats, sides, chosen.n, config.batch_size),
+        num_classes=subject.card.num_classes,
+        seed=config.seed,
+        keep=config.gallery,
+        model_sha256=subject.model_sha256,
+        data_sha256=chosen.data_digest,
+    )
+    folder = job.run.workdir / "attack"
+    work_units.write(folder, work, chosen.pixels, chosen.labels)
+    job.run.log_params({"images_digest": chosen.digest, "images": chosen.n, "device": executor.device})
+    return join_units(
+        work, executor.run(folder, job.inputs["model"].path("model"), work, EvaluationProgress(job, work))
+    )
+
+
 def _subject(job: StageJob, manifest: DataManifest) -> Subject:
     trained = job.inputs["model"]
     folder = trained.path("model")
     card = read_card(folder)
     if card.num_classes != manifest.num_classes or (card.classes and card.classes != manifest.classes):
         raise UserError(
-            f"the model of {trained.name!r} knows {card.num_classes} classes and the data set {manifest.name!r} has "
-            f"{manifest.num_classes}, or they have other names",
+            f"the model of {trained.name!r} has {card.num_classes} classes and the data set {manifest.name!r} has "
+            f"{manifest.num_classes}, or their names differ",
             where=f"{job.spec.name}.data",
             remedy="evaluate the model on the data set it was trained on",
         )
     weights = read_card_document(folder)["weights"]
     return Subject(
-        stage=trained.kind,
-        name=trained.name,
+        kind=trained.kind,
+        stage=trained.name,
         card=card,
         model_sha256=weights["sha256"],
         dataset=manifest.name,
@@ -110,22 +149,21 @@ def _subject(job: StageJob, manifest: DataManifest) -> Subject:
     )
 
 
-class Board:
-    """Turns what the processes report into the stage's progress, counted in images."""
+class EvaluationProgress:
+    """Turns the progress of units into the stage's progress, counted in images."""
 
     def __init__(self, job: StageJob, work: Workload) -> None:
-        self._job, self._work, self._lock = job, work, threading.Lock()
+        self._job, self._work = job, work
         self._shares = [0.0] * len(work.units)
         self._total = sum(unit.size for unit in work.units)
 
-    def __call__(self, number: int, attack: str, share: float) -> None:
-        """Unit `number` is done to `share`, with `attack` at work."""
+    def __call__(self, number: int, part: str, share: float) -> None:
+        """Reports the finished share of unit `number`, and the running part of its attack."""
         unit = self._work.units[number]
-        note = " ".join(word for word in (self._work.threats[unit.threat].title, attack) if word)
-        with self._lock:
-            self._shares[number] = share
-            done = sum(s * u.size for s, u in zip(self._shares, self._work.units))
-            self._job.run.progress(phase="attacking", done=int(done + 1e-9), total=self._total, note=note)
+        note = " ".join(word for word in (self._work.threats[unit.threat].title, part) if word)
+        self._shares[number] = share
+        done = sum(s * u.size for s, u in zip(self._shares, self._work.units))
+        self._job.run.progress(phase="attacking", done=int(done + 1e-9), total=self._total, note=note)
 
 
 def _save(job: StageJob, name: str, artifact: str, document: dict[str, Any]) -> None:
@@ -139,19 +177,18 @@ def _metrics(outcomes: list[Outcome]) -> dict[str, float]:
     for outcome in outcomes:
         key = f"{outcome.threat.title} {outcome.resolution}px".replace("+", " ")
         metrics[f"robust_accuracy/{key}"] = float(outcome.robust.mean())
-        metrics[f"clean_accuracy/{outcome.resolution}px"] = float(outcome.right.mean())
+        metrics[f"clean_accuracy/{outcome.resolution}px"] = float(outcome.correct.mean())
         metrics[f"seconds/{key}"] = outcome.seconds
     return metrics
 
 
-def _summary(document: dict[str, Any], seconds: float) -> dict[str, Any]:
-    keys = ("resolution", "norm", "eps", "attack", "n", "clean_accuracy", "robust_accuracy", "interval")
-    rows = [{key: row[key] for key in keys} for row in document["rows"]]
-    worst = [row["robust_accuracy"] for row in document["union"]]
+def _summary(document: EvaluationResults, seconds: float) -> dict[str, Any]:
+    keys = {"resolution", "norm", "eps", "attack", "n", "clean_accuracy", "robust_accuracy", "interval"}
+    worst = [row.robust_accuracy for row in document.union]
     return {
-        "clean_accuracy": rows[0]["clean_accuracy"],
-        "rows": rows,
+        "clean_accuracy": document.rows[0].clean_accuracy,
+        "rows": [row.model_dump(mode="json", include=keys) for row in document.rows],
         "union_robust_accuracy": worst[0] if worst else None,
-        "images_digest": document["conditions"]["images_digest"],
+        "images_digest": document.conditions.images_digest,
         "seconds": seconds,
     }

@@ -1,1 +1,1 @@
-"""Turns a stage into processes: here, forked from a warm host, or on Kubernetes as a RayJob."""
+"""Starts the processes of a stage: a Ray cluster on this machine, or a RayJob on Kubernetes."""

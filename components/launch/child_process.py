@@ -28,10 +28,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from components.errors import RemoteUserError, UserError
+from components.errors import RemoteUserError, Terminated, UserError
 from components.launch.forkserver_setup import FORKSERVER_VARIABLE
 from components.launch.sessions import GRACE_SECONDS, ask_to_end, end_sessions, session_members, signal_all
-from components.store.job import Terminated
 
 _log = logging.getLogger("robustrain.launch")
 _FORKSERVER_DIED = 255

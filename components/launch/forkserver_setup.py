@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from components.launch.parent import die_with_parent
+from components.process import exit_with_parent
 
 FORKSERVER_VARIABLE = "ROBUSTRAIN_FORKSERVER_OF"
 """Process id of the command that starts the forkserver."""
@@ -19,7 +19,7 @@ def _set_up(parent: int) -> None:
     os.setpgid(0, 0)
     # While it imports, the forkserver does not look whether its command lives; the imports can take longer than the
     # ten seconds within which everything has to be gone after the command was killed.
-    die_with_parent(parent)
+    exit_with_parent(parent)
     os.dup2(2, 1)
 
 

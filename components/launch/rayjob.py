@@ -1,25 +1,25 @@
-"""Runs one stage as a KubeRay RayJob: claim it by its name, follow it to its end, leave nothing behind.
+"""Runs one stage as a KubeRay RayJob: creates it or attaches to it, follows it to its end, cleans up.
 
-The name is made from the stage and its fingerprint, so creating the job *is* the claim on the work: whoever gets a
-conflict attaches to the job that is there. The result is not taken from the job; the stage writes it to MLflow.
+The job's name is made from the stage and its fingerprint, so creating the job *is* the claim on the work: a launcher
+that gets a conflict attaches to the existing job. The result is not taken from the job; the stage writes it to MLflow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from components.errors import UserError
-from components.launch.rayjob_api import RayJobApi, connect
-from components.launch.rayjob_health import Health
+from components.launch.rayjob_cleanup import DeleteOnSignal
+from components.launch.rayjob_client import RayJobApi, connect
 from components.launch.rayjob_logs import LogFollower
-from components.launch.rayjob_manifest import RUN_LABEL, job_name, label_value, render
-from components.launch.rayjob_outcome import CONTINUES, failure, outcome
-from components.launch.rayjob_reaper import Reaper
-from components.launch.rayjob_settings import RayJobSettings, Resources, Timing
-from components.launch.rayjob_watch import Ended, follow
+from components.launch.rayjob_monitor import START_AGAIN, failure, follow, job_result
+from components.launch.rayjob_settings import RayJobSettings, Timing
+from components.launch.rayjob_spec import RUN_LABEL, job_name, label_value, render
+from components.launch.resources import Resources
 
 __all__ = [
     "RUN_LABEL",
@@ -33,13 +33,10 @@ __all__ = [
     "render",
 ]
 
+_LOGGER = logging.getLogger(__name__)
+
 MAX_CLAIMS = 3
-"""Another pipeline's job that we attached to may be deleted under us; then the claim is made anew."""
-
-
-def show(line: str) -> None:
-    """Prints a line at once: a step's output is a pipe."""
-    print(line, flush=True)
+"""Another pipeline's job that we attached to may be deleted while we wait for it; then the job is claimed again."""
 
 
 def launch(
@@ -47,7 +44,7 @@ def launch(
     *,
     stage: str,
     kind: str,
-    room: str,
+    package: str,
     fingerprint: str,
     resources: Resources,
     settings: RayJobSettings,
@@ -55,28 +52,28 @@ def launch(
 ) -> None:
     """Runs the stage and returns when its job has succeeded.
 
-    A failed job is deleted before this raises; a succeeded one is left to its time to live. SIGTERM and SIGINT delete
-    the job first and then do what they did before.
+    A failed job is deleted before this raises; a succeeded one is deleted by KubeRay after `RayJobSettings.ttl_s`.
+    SIGTERM and SIGINT delete the job before their previous handlers run.
 
     Args:
-        spec_json: the stage's specification, handed over in `ROBUSTRAIN_SPEC`.
+        spec_json: the stage's specification, passed in `ROBUSTRAIN_SPEC`.
         stage: its name in the recipe.
         kind: its kind in the stage table.
-        room: the package under `components` whose `__main__` runs it.
+        package: the package under `components` whose `__main__` runs it.
         fingerprint: of the stage, hex.
-        resources: what it needs.
+        resources: what the stage needs.
         settings: of the installation.
-        api: a `kubernetes.client.ApiClient`; by default the cluster that the environment names.
+        api: a `kubernetes.client.ApiClient`; by default for the cluster that the environment names.
 
     Raises:
-        UserError: the job could not be created, did not start, failed, was stopped or deleted, or the cluster stayed
-            out of reach. One line with the remedy.
+        UserError: the job could not be created, did not start, failed, was stopped or deleted, or the cluster was
+            unreachable for too long. One line with the remedy.
     """
     body = render(
         spec_json,
         stage=stage,
         kind=kind,
-        room=room,
+        package=package,
         fingerprint=fingerprint,
         resources=resources,
         settings=settings,
@@ -87,13 +84,13 @@ def launch(
     def is_ours(job: dict[str, Any]) -> bool:
         return _owner(job) == _owner(body)
 
-    with Reaper(calls.apart(), name, is_ours, show) as reaper:
+    with DeleteOnSignal(calls.with_own_connections(), name, is_ours) as cleanup:
         try:
             for _ in range(MAX_CLAIMS):
                 job, ours = _claim(calls, body, is_ours)
-                reaper.arm(job["metadata"]["uid"]) if ours else reaper.disarm()
-                if _run_to_end(calls, job, ours=ours):
-                    reaper.disarm()
+                cleanup.watch(job["metadata"]["uid"]) if ours else cleanup.release()
+                if _run_to_end(calls, job, settings, ours=ours):
+                    cleanup.release()
                     return
             raise UserError(
                 f"was deleted {MAX_CLAIMS} times by its owner while this pipeline waited for it",
@@ -101,20 +98,26 @@ def launch(
                 remedy="start the pipeline again",
             )
         except BaseException:
-            reaper.delete()
+            cleanup.delete()
             raise
 
 
-def cancel(run_id: str, *, settings: RayJobSettings, api: Any = None) -> list[str]:
+def cancel(run_id: str, *, namespace: str, timing: Timing | None = None, api: Any = None) -> list[str]:
     """Deletes every job of a pipeline run and returns their names.
 
-    Kubeflow's "terminate" does not wait for a step to clean up, so this is what makes sure of it.
+    Kubeflow's "terminate" does not wait for a step to clean up, so this makes sure that no job is left.
+
+    Args:
+        run_id: Kubeflow's id of the run.
+        namespace: of the jobs.
+        timing: pauses and time limits.
+        api: a `kubernetes.client.ApiClient`; by default for the cluster that the environment names.
 
     Raises:
-        UserError: the cluster is out of reach or refuses.
+        UserError: the cluster is unreachable or refuses.
     """
-    calls = RayJobApi(api or connect(), settings.namespace, settings.timing)
-    jobs = [job["metadata"] for job in calls.labelled(RUN_LABEL, label_value(run_id))]
+    calls = RayJobApi(api or connect(), namespace, timing or Timing())
+    jobs = [job["metadata"] for job in calls.find_by_label(RUN_LABEL, label_value(run_id))]
     return [job["name"] for job in jobs if calls.delete(job["name"], job["uid"])]
 
 
@@ -127,56 +130,57 @@ def _claim(
     while time.monotonic() < end:
         created = calls.create(body)
         if created is not None:
-            show(f"RayJob {name}: created")
+            _LOGGER.info("RayJob %s: created", name)
             return created, True
-        there, _ = calls.find(name)
-        if there is None:
+        existing, _ = calls.find(name)
+        if existing is None:
             continue
-        leaving = there["metadata"].get("deletionTimestamp")
-        if not leaving and outcome(there.get("status")) is None:
-            show(f"RayJob {name}: exists, attached to it")
-            return there, is_ours(there)
-        if not leaving:
-            # The stage would not have been launched if MLflow had its result: an ended job of this name is a past try.
-            show(f"RayJob {name}: an ended one is in the way, deleting it")
-            calls.delete(name, there["metadata"]["uid"])
+        deleting = existing["metadata"].get("deletionTimestamp")
+        if not deleting and job_result(existing.get("status")) is None:
+            _LOGGER.info("RayJob %s: exists, attached to it", name)
+            return existing, is_ours(existing)
+        if not deleting:
+            # A complete result in MLflow would have been reused: an ended job of this name is an earlier failed try.
+            _LOGGER.info("RayJob %s: deleting an ended job of this name", name)
+            calls.delete(name, existing["metadata"]["uid"])
         time.sleep(calls.timing.retry_s)
     raise UserError(
-        f"an ended job of this name has not gone within {calls.timing.gone_s:g} s",
+        f"an ended job of this name still exists {calls.timing.gone_s:g} s after its deletion",
         where=f"RayJob {name}",
         remedy="check that the KubeRay operator runs: it has to remove the job's finalizer",
     )
 
 
-def _run_to_end(calls: RayJobApi, job: dict[str, Any], *, ours: bool) -> bool:
-    """True when the job succeeded, False when it is another pipeline's and was deleted.
+def _run_to_end(calls: RayJobApi, job: dict[str, Any], settings: RayJobSettings, *, ours: bool) -> bool:
+    """Follows the job. Returns True if it succeeded, False if it is another pipeline's and was deleted.
 
     Raises:
         UserError: it ended in any other way.
     """
     name = job["metadata"]["name"]
     with _printed_log(calls, name) as log:
-        ended: Ended = follow(calls, job, Health(name, calls.timing, show), show)
-    if ended.outcome is None:
+        result = follow(calls, job, settings)
+    if result is None:
         if not ours:
             return False
-        raise UserError("was deleted while it ran", where=f"RayJob {name}", remedy=CONTINUES)
-    if not ended.outcome.succeeded:
-        raise failure(name, ended.outcome, last_line=log.last_line)
+        raise UserError("was deleted while it ran", where=f"RayJob {name}", remedy=START_AGAIN)
+    if not result.succeeded:
+        raise failure(name, result, last_line=log.last_line)
     return True
 
 
 @contextlib.contextmanager
 def _printed_log(calls: RayJobApi, name: str) -> Iterator[LogFollower]:
-    log = LogFollower(calls.apart(), name, show)
+    """Prints the job's log in a thread."""
+    log = LogFollower(calls.with_own_connections(), name)
     log.start()
     yield log
-    # Not in a `finally`: after a signal or a fault nobody waits for the rest of the log.
+    # Not in a `finally`: after a signal or an error nobody waits for the rest of the log.
     log.finish()
 
 
 def _owner(job: dict[str, Any]) -> tuple[str, str]:
-    """(pipeline run, owning pod) of a job; the same run's earlier try counts as the same owner."""
+    """(pipeline run, owning pod) of a job; an earlier try of the same run counts as the same owner."""
     metadata = job["metadata"]
     run = (metadata.get("labels") or {}).get(RUN_LABEL, "")
     owners = metadata.get("ownerReferences") or [{}]

@@ -1,65 +1,66 @@
-"""Prints the log of a job while it is written.
+"""Prints the log of a RayJob while it is written.
 
-The submitter pod's log is the stage's own output. The pod comes minutes after the job, its log connection may break,
-and a new try of the job gets a new pod: none of that is an error here, the job's status alone tells how it went.
+The submitter pod's log is the stage's own output. The pod starts minutes after the job, its log connection may break,
+and a retry of the job has a new pod. None of that is an error here: only the job's status shows whether it succeeded.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable
 
 from components.errors import UserError
-from components.launch.rayjob_api import RayJobApi
+from components.launch.rayjob_client import RayJobApi
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class LogFollower(threading.Thread):
-    """Follows the submitter pods of one job, one after the other.
+    """Prints the logs of one job's submitter pods to standard output, one pod after the other.
 
     Args:
-        api: with a connection pool of its own (`RayJobApi.apart`).
-        name: of the RayJob; its submitter's pods carry `job-name=<name>`.
-        show: takes each line, without its time.
+        api: with a connection pool of its own (`RayJobApi.with_own_connections`).
+        name: of the RayJob; its submitter pods have the label `job-name=<name>`.
     """
 
-    def __init__(self, api: RayJobApi, name: str, show: Callable[[str], None]) -> None:
+    def __init__(self, api: RayJobApi, name: str) -> None:
         super().__init__(daemon=True, name=f"log of {name}")
-        self._api, self._job, self._show = api, name, show
-        self._ending = threading.Event()
-        self._last: dict[str, str] = {}
-        self._read: set[str] = set()
+        self._api, self._job = api, name
+        self._job_ended = threading.Event()
+        self._last_times: dict[str, str] = {}
+        self._complete: set[str] = set()
         self.last_line = ""
 
     def run(self) -> None:
         """Reads until the job has ended and every pod's log has been read to its end."""
         pause = self._api.timing.retry_s
         while True:
-            ending = self._ending.is_set()
+            job_ended = self._job_ended.is_set()
             try:
-                self._turn()
+                self._read_pods()
             except UserError as error:
-                self._show(f"the log is not available: {error}")
+                _LOGGER.warning("the log of RayJob %s is not available: %s", self._job, error)
                 return
-            if ending:
+            if job_ended:
                 return
-            self._ending.wait(pause)
+            self._job_ended.wait(pause)
             pause = min(2 * pause, 5.0)
 
     def finish(self) -> None:
-        """The job has ended: gives the rest of the log `Timing.drain_s` to arrive."""
-        self._ending.set()
+        """Waits at most `Timing.drain_s` for the rest of the log. Called when the job has ended."""
+        self._job_ended.set()
         self.join(self._api.timing.drain_s)
 
-    def _turn(self) -> None:
+    def _read_pods(self) -> None:
         for pod in self._api.pods(f"job-name={self._job}", patience=self._api.timing.outage_s):
             name, phase = pod.metadata.name, pod.status.phase
-            if phase in {None, "Pending"} or name in self._read:
+            if phase in {None, "Pending"} or name in self._complete:
                 continue
             if self._follow(name) and phase in {"Succeeded", "Failed"}:
-                self._read.add(name)
+                self._complete.add(name)
 
     def _follow(self, pod: str) -> bool:
-        """Prints what is new in the pod's log; False if the connection broke."""
+        """Prints the new lines of the pod's log; returns False if the connection broke."""
         from kubernetes import client
         from urllib3.exceptions import HTTPError
 
@@ -72,24 +73,25 @@ class LogFollower(threading.Thread):
             for chunk in response.stream(amt=None, decode_content=False):
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
-                    self._take(pod, line.decode(errors="replace"))
-            self._take(pod, rest.decode(errors="replace"))
+                    self._print_new(pod, line.decode(errors="replace"))
+            self._print_new(pod, rest.decode(errors="replace"))
         except (HTTPError, OSError):
             return False
         finally:
             response.close()
         return True
 
-    def _take(self, pod: str, line: str) -> None:
-        """Prints a line unless it came before the connection broke; `line` begins with its RFC 3339 time."""
+    def _print_new(self, pod: str, line: str) -> None:
+        """Prints a line unless it was printed before the connection broke; `line` begins with its RFC 3339 time."""
         time, _, text = line.partition(" ")
         if not time:
             return
-        # Without the Z, RFC 3339 times sort as text, however many digits of the second they give.
+        # Without the Z, RFC 3339 times sort as text, no matter how many digits of the second they have.
         moment = time.removesuffix("Z")
-        if moment <= self._last.get(pod, ""):
+        if moment <= self._last_times.get(pod, ""):
             return
-        self._last[pod] = moment
+        self._last_times[pod] = moment
         if text.strip():
             self.last_line = text.strip()
-        self._show(text)
+        # At once: a step's standard output is a pipe.
+        print(text, flush=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from components.models import register as _register
 from components.models.build import build_model, tag_classes, tag_normalize
 from components.models.card import ModelCard
+from components.models.convstem import find_stem, replace_stem, stem_prefix
 from components.models.families import FAMILIES, IMAGENET1K_TAGS, IMAGENET_NORMALIZE, check_imagenet1k_tag, find_family
 from components.models.flops import forward_macs
 from components.models.normalize import NormalizedModel, network
 from components.models.published import load_published
 from components.models.resolution import set_resolution
-from components.models.stems import find_stem, replace_stem, stem_prefix
 from components.models.transplant import transplant
 from components.models.weights import load_model, read_card, save_model
 

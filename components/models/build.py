@@ -13,9 +13,8 @@ import timm
 from torch import nn
 
 from components.errors import UserError
-from components.models.families import IMAGENET_NORMALIZE, Family, Normalize, Stem, find_family
+from components.models.families import IMAGENET_NORMALIZE, Family, Normalize, Stem, find_family, network_options
 from components.models.normalize import NormalizedModel
-from components.models.options import network_options
 from components.models.resolution import check_resolution, set_resolution
 from components.models.transplant import transplant
 
@@ -44,7 +43,7 @@ def build_model(
             stem "conv" everything but the stem is taken from it; with another number of classes, all but the head.
             Which tags a recipe allows is the recipe's matter: see `check_imagenet1k_tag`.
         drop_path: stochastic depth rate; the paper trains without.
-        kwargs: further options of the network, those of `components.models.options`.
+        kwargs: further options of the network, those of `components.models.families`.
 
     Raises:
         UserError: unknown name or stem, a side the network cannot take, an option it does not have, weights that

@@ -3,14 +3,20 @@
 The bases are those of Singh, Croce, Hein (NeurIPS 2023) as released: ViT-S is DeiT-S, ViT-M is DeiT3-M, ViT-B is the
 plain ViT-B/16. The pinned tags were trained on ImageNet-1k alone; timm's *default* tags since 1.0 are not (they were
 pretrained on 12k or 21k classes), which is why a tag is always named here and never left to timm.
+
+Which further options of a timm network a recipe or a model card may set.
+
+A list of what is allowed, because timm's `create_model` also takes options that open files or change what is returned.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from components.errors import UserError, nearest
+from components.imagenet1k_tags import is_imagenet1k, other_data_in
 
 Stem = Literal["patch", "conv"]
 Normalize = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -63,23 +69,6 @@ FAMILIES: dict[str, Family] = {
 IMAGENET1K_TAGS: dict[str, str] = {f.name: f"{f.base}.{f.tag}" for f in FAMILIES.values() if f.tag}
 """Family -> the timm weights that a recipe's clean initialisation is pinned to."""
 
-OTHER_DATA = (
-    "in12k",
-    "in21k",
-    "in22k",
-    "jft",
-    "laion",
-    "yfcc",
-    "ig1b",
-    "lvd",
-    "clip",
-    "dino",
-    "ssld",
-    "merged",
-    "cc12m",
-)
-"""Parts of timm tags that say the weights have seen more than ImageNet-1k."""
-
 
 def find_family(name: str) -> Family:
     """The family called `name`.
@@ -106,11 +95,9 @@ def check_imagenet1k_tag(tag: str) -> str:
         UserError: the tag is missing (timm's default would be taken), or names other or further data, or "_ft_", which
             in timm says that the weights were fine-tuned from such.
     """
-    label = tag.rsplit(".", 1)[-1].lower()
-    parts = label.split("_")
-    foreign = [part for part in parts if part in ("ft", "ns") or part.startswith(OTHER_DATA)]
-    if "in1k" in parts and not foreign:
+    if is_imagenet1k(tag):
         return tag
+    foreign = other_data_in(tag)
     known = ", ".join(IMAGENET1K_TAGS.values())
     why = f"it says {foreign[0]!r}" if foreign else "it does not end in 'in1k'"
     raise UserError(
@@ -119,3 +106,29 @@ def check_imagenet1k_tag(tag: str) -> str:
         value=tag,
         remedy=f"Take a pinned tag ({known}), or a recipe that allows other data",
     )
+
+
+CONVNEXT_OPTIONS = ("depths", "dims", "kernel_sizes", "ls_init_value", "conv_mlp", "use_grn", "head_init_scale")
+ISOTROPIC_OPTIONS = ("depth", "dim")
+VIT_OPTIONS = (
+    *("embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "init_values", "class_token", "img_size"),
+    *("pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "patch_drop_rate", "global_pool"),
+)
+OPTIONS = frozenset((*CONVNEXT_OPTIONS, *ISOTROPIC_OPTIONS, *VIT_OPTIONS, "drop_rate"))
+
+
+def network_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`kwargs` with JSON's lists as tuples.
+
+    Raises:
+        UserError: an option that is not on the list.
+    """
+    for key in kwargs:
+        if key not in OPTIONS:
+            raise UserError(
+                f"no such option of a network{nearest(key, OPTIONS)}",
+                where="model.kwargs",
+                value=key,
+                remedy=f"Known are {', '.join(sorted(OPTIONS))}",
+            )
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}

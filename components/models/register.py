@@ -19,9 +19,9 @@ from timm.models.convnext import ConvNeXt
 from torch import nn
 
 from components.errors import UserError
+from components.models.convstem import replace_stem
 from components.models.families import FAMILIES
 from components.models.iso import IsotropicConvNeXt
-from components.models.stems import replace_stem
 
 _RAW: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 _CONVNEXT: dict[str, Any] = {"first_conv": "stem.stem.0", "classifier": "head.fc", "pool_size": (7, 7)}

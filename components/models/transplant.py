@@ -1,17 +1,23 @@
-"""Moving weights from one stage's network into the next one's, where stem, head or resolution may differ."""
+"""Moving weights from one stage's network into the next one's, where stem, head or resolution may differ.
+
+Comparing two state dicts by name and shape, and saying in one line how they differ.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from components.models.keys import Misfit, compare, refuse
+from components.errors import UserError
+from components.models.convstem import stem_prefix
 from components.models.normalize import network
-from components.models.stems import stem_prefix
+
+# MERGED
 
 POSITION = "pos_embed"
 
@@ -81,3 +87,44 @@ def _fit_position(source: dict[str, torch.Tensor], vit: VisionTransformer) -> di
     prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
     resampled = resample_abs_pos_embed(position, new_size=list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
     return {**source, POSITION: resampled}
+
+
+SHOWN = 3
+"""How many names of each kind a message holds."""
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Names that one side lacks, and names whose shapes differ. False when there is none of either."""
+
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    shapes: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unknown or self.shapes)
+
+
+def compare(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> Misfit:
+    """How `found` differs from `expected` in names and shapes."""
+    shapes = tuple(
+        f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    )
+    missing = tuple(name for name in expected if name not in found)
+    return Misfit(missing, tuple(name for name in found if name not in expected), shapes)
+
+
+def refuse(misfit: Misfit, *, where: str, remedy: str) -> UserError:
+    """The error that names the first few differences of each kind; to be raised by the caller."""
+    parts = [
+        f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+        for kind, names in (
+            ("missing", misfit.missing),
+            ("unknown", misfit.unknown),
+            ("of another shape", misfit.shapes),
+        )
+        if names
+    ]
+    return UserError(f"the weights do not fit the network: {'; '.join(parts)}", where=where, remedy=remedy)

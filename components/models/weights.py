@@ -21,8 +21,8 @@ from torch import nn
 from components.errors import UserError
 from components.models.build import build_model
 from components.models.card import ModelCard
-from components.models.keys import compare, refuse
 from components.models.normalize import NormalizedModel, network
+from components.models.transplant import compare, refuse
 
 WEIGHTS, CARD = "weights.safetensors", "model.json"
 

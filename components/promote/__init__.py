@@ -1,1 +1,1 @@
-"""The promote room of the pipeline; see the modules."""
+"""Registers models and decides which one becomes champion: the `promote` stage."""

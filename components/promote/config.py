@@ -1,47 +1,58 @@
-"""When a model is let through. Light to import: the pipeline reads it without torch."""
+"""Configuration of the `promote` stage: the rules of the gate. Light to import: the pipeline reads it without torch."""
 
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from components.errors import UserError
-from components.radius import Radius
+from components.threats import ATTACKS, STANDARD, Norm, Radius
+
+ANY = "any"
+"""Value of `attack` that accepts every attack."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class PromoteConfig(BaseModel):
-    """Registers a model as `challenger`; `champion` only where the evaluation passes every rule below."""
+    """Registers a model as `challenger`; it becomes `champion` only if its evaluation passes every rule below."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    evaluation: str = Field(description="name of the evaluate stage whose figures are judged")
+    evaluation: str = Field(description="name of the evaluate stage whose results are judged")
     model: str = Field(description="name of the training stage whose model is registered")
     name: str = Field(default="robustrain", description="name in the model registry")
-    norm: Literal["Linf", "L2", "L1"] | None = Field(
-        default=None, description="norm of the figure that is judged; none: the evaluation's first"
-    )
+    norm: Norm | None = Field(default=None, description="norm of the judged result; none: the evaluation's first")
     eps: Radius | None = Field(
-        default=None, gt=0, description="radius of the figure that is judged; none: the first of that norm"
+        default=None, gt=0, description="radius of the judged result; none: the first of that norm"
     )
-    attack: Literal["any", "AutoAttack"] = Field(
-        default="AutoAttack", description="what must have measured it; any: a reduced attack is enough"
+    attack: str = Field(
+        default=STANDARD.title, description="attack that must have measured it; any: a shorter attack is enough"
     )
     min_robust: float = Field(
         default=0.0, ge=0, le=1, description="least robust accuracy; the low end of the 95 % interval has to reach it"
     )
     min_clean: float = Field(default=0.0, ge=0, le=1, description="least clean accuracy")
-    margin: float = Field(default=0.0, ge=0, le=1, description="robust accuracy has to exceed the champion's by this")
+    min_robust_gain: float = Field(
+        default=0.0, ge=0, le=1, description="robust accuracy has to exceed the champion's by this"
+    )
     max_clean_drop: float = Field(
-        default=0.02, ge=0, le=1, description="clean accuracy may lie below the champion's by at most this"
+        default=0.02, ge=0, le=1, description="clean accuracy may be below the champion's by at most this"
     )
     significant: bool = Field(
-        default=False, description="the 95 % interval of the paired difference to the champion has to lie above 0"
+        default=False, description="the 95 % interval of the paired difference to the champion has to be above 0"
     )
     intended_use: str = Field(default="", description="for the model card, in words")
+
+    @field_validator("attack")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        known = {ANY: ANY} | {word.lower(): one.title for one in ATTACKS.values() for word in (one.key, one.title)}
+        if value.lower() not in known:
+            choices = ", ".join(dict.fromkeys(known.values()))
+            raise UserError("there is no such attack", where="attack", value=value, remedy=f"choose one of {choices}")
+        return known[value.lower()]
 
     @field_validator("name")
     @classmethod

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from components.store.digests import FileDigest, differs, digest_file, files_below, write_json
+from components.files import FileDigest, digest_file, files_below, mismatch, write_json
 
 MANIFEST = "manifest-of-outputs.json"
 """Artifact that lists every output of a complete stage with size and sha256."""
@@ -103,7 +103,7 @@ class Artifacts:
         if self.folder is None:
             return ""
         for name, expected in self.manifest().items():
-            problem = _shallow(self.folder / name, expected) or (deep and differs(self.folder / name, expected))
+            problem = _shallow(self.folder / name, expected) or (deep and mismatch(self.folder / name, expected))
             if problem:
                 return f"its output {name} {problem}"
         return ""

@@ -43,16 +43,16 @@ class Progress:
         rate = self._rate.of(phase, done, now)
         self._write(state="running", phase=phase, done=done, total=total, unit=unit, rate=rate, note=note)
 
-    def state(self, state: str, **facts: Any) -> None:
+    def set_state(self, state: str, **facts: Any) -> None:
         """Says where the stage stands: `running`, `complete`, `reused`, `failed`; always written."""
         self._write(state=state, **facts)
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """One line for people, kept beside the live file until the run has ended; to the log where there is none."""
         print(text, file=sys.stderr, flush=True)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(OSError), said_path(self.path).open("a", encoding="utf-8") as file:
+            with contextlib.suppress(OSError), messages_path(self.path).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(text) + "\n")
 
     def _write(self, **facts: Any) -> None:
@@ -67,15 +67,15 @@ class Progress:
             os.replace(part, self.path)
 
 
-def said_path(live: Path) -> Path:
+def messages_path(live: Path) -> Path:
     """Where what a stage said lies, given its live file."""
-    return live.with_suffix(".said")
+    return live.with_suffix(".messages")
 
 
-def read_said(live: Path) -> list[str]:
+def read_messages(live: Path) -> list[str]:
     """What a stage has said so far, in order; a line that is still being written is left out."""
     try:
-        lines = said_path(live).read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = messages_path(live).read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError:
         return []
     return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from components.store.places import Places
+from components.store.run import StageInput
+from components.store.settings import StorageSettings
+from components.store.spec import ParentRef
 from components.store.tracking import Tracking
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+EVALUATION_RUN, EVALUATION_FINGERPRINT = "evaluation_run", "evaluation_fingerprint"
+"""Tags of a version: the run and the fingerprint of the evaluation by which it was judged."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,10 @@ class Version:
 
 
 class Registry:
-    """Registered models in the tracking store of `places`."""
+    """Registered models in the tracking store of `storage`."""
 
-    def __init__(self, places: Places) -> None:
-        self._tracking = Tracking(places)
+    def __init__(self, storage: StorageSettings) -> None:
+        self._tracking = Tracking(storage)
         self._client = self._tracking.client
 
     def register(self, name: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:
@@ -72,6 +76,26 @@ class Registry:
     def champion(self, name: str) -> Version | None:
         """The version that is in use."""
         return self.get(name, CHAMPION)
+
+    def evaluation_of(self, version: Version) -> StageInput | None:
+        """The finished evaluation by which a version was judged; None if its tags name none, or its run is gone.
+
+        Raises:
+            UserError: the evaluation is not complete.
+        """
+        from mlflow.exceptions import MlflowException
+
+        run_id = version.tags.get(EVALUATION_RUN)
+        if not run_id:
+            return None
+        fingerprint = version.tags.get(EVALUATION_FINGERPRINT, "")
+        reference = ParentRef(name="evaluate", kind="evaluate", run_id=run_id, fingerprint=fingerprint)
+        try:
+            return self._tracking.finished(reference)
+        except MlflowException as error:
+            if not _says_absent(error):
+                raise
+            return None
 
     def promote(self, name: str, version: str) -> None:
         """`previous` := `champion`, then `champion` := `version`."""

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
+from components.files import FileDigest, files_below, mismatch, write_json
 from components.store.artifacts import Artifacts
-from components.store.digests import FileDigest, differs, files_below, write_json
-from components.store.job import ParentRef, StageSpec
 from components.store.objects import ObjectRef
 from components.store.progress import Progress
+from components.store.spec import ParentRef, StageSpec
 
 STATE, FINGERPRINT, ERROR = "stage_state", "stage_fingerprint", "stage_error"
 RUNNING, FAILED, COMPLETE = "running", "failed", "complete"
@@ -93,13 +93,13 @@ class StageRun:
         """Live progress; cheap enough to be called for every batch."""
         self._progress.report(phase=phase, done=done, total=total, unit=unit, note=note)
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """One line for people while the run is under way, such as where the stage goes on or what it decided."""
-        self._progress.say(text)
+        self._progress.info(text)
 
     def warn(self, text: str) -> None:
         """Something people should know that does not end the stage."""
-        self.say(f"warning: {text}")
+        self.info(f"warning: {text}")
 
     def pipeline_recipe(self) -> dict[str, Any]:
         """The resolved recipe of the pipeline run this stage belongs to; empty where it belongs to none."""
@@ -132,7 +132,7 @@ class StageRun:
             self._client.delete_tag(self.run_id, ERROR)
         self._client.set_tag(self.run_id, STATE, COMPLETE)
         self._client.set_terminated(self.run_id, "FINISHED")
-        self._progress.state(COMPLETE, run_id=self.run_id)
+        self._progress.set_state(COMPLETE, run_id=self.run_id)
         shutil.rmtree(self.workdir, ignore_errors=True)
 
     def fail(self, error: BaseException) -> None:
@@ -187,7 +187,7 @@ class StageInput:
         for relative, path in files_below(found):
             name = f"{artifact}/{relative}" if found.is_dir() else artifact
             expected = manifest.get(name)
-            problem = differs(path, expected) if expected else "is not in its manifest"
+            problem = mismatch(path, expected) if expected else "is not in its manifest"
             if problem:
                 raise UserError(f"the output {name} {problem}", where=f"run {self.run_id}", remedy=remedy)
         return found

@@ -6,23 +6,23 @@ a manifest with size and sha256 of every output, `complete`. Only `complete` wit
 
 Behaviour of MLflow relied upon: 3.17 (`MlflowClient` with explicit run ids only; the fluent API would adopt
 `MLFLOW_RUN_ID` from the environment).
+
+What the tracking store refuses (a damaged data base, a server that is away) as something a person can mend.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from components.errors import UserError
 from components.store.artifacts import Artifacts
-from components.store.claims import claim
-from components.store.job import ParentRef, StageSpec
+from components.store.locks import file_lock
 from components.store.objects import ObjectRef, ObjectStore
-from components.store.places import KFP_RUN_VARIABLE, Places
 from components.store.run import (
     COMPLETE,
     ERROR,
@@ -36,7 +36,10 @@ from components.store.run import (
     StageInput,
     StageRun,
 )
-from components.store.tracking_errors import tracking_explained
+from components.store.settings import KFP_RUN_VARIABLE, StorageSettings
+from components.store.spec import ParentRef, StageSpec
+
+# MERGED
 
 ADOPTED_VARIABLE = "MLFLOW_RUN_ID"
 """A run that Kubeflow has opened for a step: the step's stage writes to it. On one machine it means nothing."""
@@ -63,31 +66,31 @@ class Found:
 class Tracking:
     """The project's view of one MLflow tracking store."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, storage: StorageSettings) -> None:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
-        self.places = places
+        self.storage = storage
         # Four processes that met a fresh sqlite data base at once broke its migration three times of four.
-        with self._lock(), tracking_explained(places.tracking_uri):
-            self.client = MlflowClient(tracking_uri=places.tracking_uri)
+        with self._lock(), translate_tracking_errors(storage.tracking_uri):
+            self.client = MlflowClient(tracking_uri=storage.tracking_uri)
         self._experiment_id = ""
 
     def _lock(self) -> AbstractContextManager[None]:
-        return claim(self.places.locks / "tracking.lock")
+        return file_lock(self.storage.locks / "tracking.lock")
 
     @property
     def experiment_id(self) -> str:
         """The experiment's id; made with an absolute artifact location the first time."""
         if not self._experiment_id:
-            with self._lock(), tracking_explained(self.places.tracking_uri):
-                found = self.client.get_experiment_by_name(self.places.experiment)
+            with self._lock(), translate_tracking_errors(self.storage.tracking_uri):
+                found = self.client.get_experiment_by_name(self.storage.experiment)
                 self._experiment_id = found.experiment_id if found else self._create_experiment()
         return self._experiment_id
 
     def _create_experiment(self) -> str:
-        return self.client.create_experiment(self.places.experiment, artifact_location=self.places.artifacts_uri)
+        return self.client.create_experiment(self.storage.experiment, artifact_location=self.storage.artifacts_uri)
 
     def open_pipeline_run(self, name: str, tags: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
         """A new parent run for one pipeline run, with the resolved recipe as an artifact; returns its id."""
@@ -106,7 +109,7 @@ class Tracking:
             self.close_pipeline_run(run.info.run_id, state=FAILED)
 
     def _home(self) -> str:
-        return f"{socket.gethostname()}:{self.places.home.resolve()}".replace("'", "")
+        return f"{socket.gethostname()}:{self.storage.home.resolve()}".replace("'", "")
 
     def cluster_run(self, kfp_run: str, recipe: Mapping[str, Any]) -> str:
         """The parent run of a KFP run; the first step that asks makes it, and all of them take the earliest.
@@ -164,7 +167,7 @@ class Tracking:
         problem = artifacts.manifest_problem(run.data.tags.get("manifest_sha256", ""), deep=deep)
         if problem:
             return problem
-        store = ObjectStore(self.places.objects_uri, self.places.cache)
+        store = ObjectStore(self.storage.objects_uri, self.storage.cache)
         refs = [ObjectRef(**ref) for ref in artifacts.read_json(OBJECTS) or []]
         lost = next((ref.uri for ref in refs if not store.holds(ref, deep)), "")
         return f"its object {lost} is missing or is not what was stored" if lost else ""
@@ -216,7 +219,7 @@ class Tracking:
         run = self.client.get_run(spec.run_id)
         if run.data.tags.get(STATE) != RUNNING:
             self.client.set_tag(spec.run_id, STATE, RUNNING)
-        return StageRun(self.client, self.artifacts(run), spec, self.places.work / spec.fingerprint)
+        return StageRun(self.client, self.artifacts(run), spec, self.storage.work / spec.fingerprint)
 
     def finished(self, parent: ParentRef, role: str = "") -> StageInput:
         """A finished stage, for reading.
@@ -233,7 +236,7 @@ class Tracking:
 
     def artifacts(self, run: Any) -> Artifacts:
         """The artifact folder of an MLflow run object."""
-        cache = self.places.cache / "runs" / run.info.run_id
+        cache = self.storage.cache / "runs" / run.info.run_id
         return Artifacts(self.client, run.info.run_id, run.info.artifact_uri, cache)
 
     def last_pipeline_runs(self, limit: int = 20) -> list[dict[str, Any]]:
@@ -266,3 +269,21 @@ class Tracking:
         runs = list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=1))
         worked = runs[0].data.tags.get(WORKED) if runs else None
         return None if worked is None else float(worked)
+
+
+@contextmanager
+def translate_tracking_errors(uri: str) -> Iterator[None]:
+    """Turns a failure to open the store at `uri` inside the block into a `UserError`."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        cause = str(error).splitlines()[0]
+        remedy = (
+            "move the file away (its runs are lost then), or set MLFLOW_TRACKING_URI to another store"
+            if uri.startswith("sqlite:")
+            else "start the server, or mend MLFLOW_TRACKING_URI"
+        )
+        raise UserError(f"the tracking store cannot be opened ({cause})", where=uri, remedy=remedy) from error

@@ -1,6 +1,6 @@
 """`python -m components.train --spec spec.json`: runs one stage of this room."""
 
-from components.store.job import main
+from components.store.execute import main
 from components.train.stage import run
 
 if __name__ == "__main__":

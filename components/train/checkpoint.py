@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from components.store.digests import FileDigest, differs, digest_file, files_below, write_json
+from components.files import FileDigest, digest_file, files_below, mismatch, write_json
 
 FORMAT = 1
 PREFIX = "step-"
@@ -91,7 +91,7 @@ def read_checkpoint(place: Path, fingerprint: str) -> Snapshot:
     if mine != (FORMAT, fingerprint):
         raise ValueError("it belongs to another stage or to another version of this program")
     for name, digest in expected.items():
-        problem = "is outside the checkpoint" if Path(name).name != name else differs(place / name, digest)
+        problem = "is outside the checkpoint" if Path(name).name != name else mismatch(place / name, digest)
         if problem:
             raise ValueError(f"{name} {problem}")
     groups = [name for name in expected if name.endswith(".safetensors")]

@@ -1,4 +1,6 @@
-"""What a training stage can be told: five kinds of one configuration, apart in defaults and in what must be given.
+"""What every training stage can be told; the five kinds in `config` differ in defaults and in what must be given.
+
+What a training stage can be told: five kinds of one configuration, apart in defaults and in what must be given.
 
 "paper" in a description means Singh, Croce, Hein, "Revisiting Adversarial Training for ImageNet", NeurIPS 2023;
 "code" its released code. Numbers without either are ours.
@@ -6,15 +8,258 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from components.errors import UserError
-from components.fingerprint import WHEN_SET
-from components.train.config_base import TrainConfig
-from components.train.config_parts import AttackConfig, ModelConfig, ProbeConfig
-from components.train.health_config import HealthConfig
+from components.errors import UserError, nearest
+from components.fingerprint import NO_FINGERPRINT, WHEN_SET
+from components.train.config_checks import (
+    check_dropout,
+    check_first_weights,
+    check_probe,
+    check_schedule,
+    check_workers,
+)
+from components.train.config_parts import AttackConfig, HealthConfig, ModelConfig, Part, ProbeConfig
+from components.train.workers import split_range
+
+_INIT_PREFIXES = ("timm:", "file:")
+_LARGE_SIDE = 96
+"""Smaller images are whole objects: cutting their border would cut them."""
+
+
+class TrainConfig(Part):
+    """One training stage. The subclasses are the five kinds."""
+
+    kind: ClassVar[str] = ""
+    needs_init: ClassVar[bool] = True
+    keeps_head: ClassVar[bool] = True
+    """Whether the classifier of an earlier stage or a file is kept, so that the classes have to be the same."""
+
+    data: str = Field(description="name of the encode stage whose training images are used")
+    init: str | None = Field(
+        default=None,
+        description="first weights: a stage's name, `random`, `timm:<tag>`, or `file:<path>` (.safetensors, .pt)",
+    )
+    init_data: Literal["any", "imagenet-1k"] = Field(
+        default="any",
+        description="data that the weights of a timm tag may have seen",
+        json_schema_extra=NO_FINGERPRINT,
+    )
+    model: ModelConfig | None = Field(default=None, description="network; none: that of the init stage")
+    resolution: int = Field(default=224, ge=8, le=2048, description="side of the training images in px (paper: 224)")
+    epochs: int = Field(default=50, ge=1, description="passes over the training images (paper: 50 to 300)")
+    batch_size: int = Field(
+        default=640, ge=2, description="images a step over all workers (code: 8 x 80 for ConvNeXt-B)"
+    )
+    lr: float = Field(default=1e-3, gt=0, description="peak learning rate, not scaled with the batch (paper)")
+    lr_min: float = Field(default=5e-6, ge=0, description="learning rate at the end (code)")
+    warmup_epochs: float = Field(
+        default=10, ge=0, description="epoch of the peak (paper: 10; code: 20 above 100 epochs)"
+    )
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW momenta (paper)")
+    weight_decay: float = Field(default=0.05, ge=0, description="AdamW weight decay (paper)")
+    groups: Literal["sane", "faithful"] = Field(
+        default="sane",
+        description="what is not decayed: 1-D weights, positions and class token; or exactly what code leaves out",
+    )
+    faithful: bool = Field(
+        default=False,
+        description="do as code does where that is a slip: its parameter groups, one order of the images in every "
+        "epoch, black borders and erasing with pixels outside [0, 1] in heavy augmentation, the attack's ball around "
+        "such pixels as they are, no flips in basic augmentation, no label smoothing without mixup or cutmix",
+    )
+    clip_grad: float | None = Field(default=None, gt=0, description="largest gradient norm (paper: none)")
+    drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth (paper: none)")
+    ema_decay: float = Field(
+        default=0.9999, ge=0, lt=1, description="decay of the averaged weights a step (code; paper: 0.999)"
+    )
+    label_smoothing: float = Field(
+        default=0.1,
+        ge=0,
+        description="share of the target spread over all classes (paper: 0.1; code, faithful: not without mixing)",
+    )
+    mixup: float = Field(default=0.0, ge=0, description="alpha of mixup, 0: off (paper, heavy: 0.8)")
+    cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix, 0: off (paper, heavy: 1.0)")
+    mixup_prob: float = Field(default=1.0, ge=0, le=1, description="share of the batches that are mixed (paper: 1.0)")
+    augment: Literal["none", "basic", "heavy"] = Field(
+        default="basic",
+        description="none; crop and flip; or RandAugment m9-mstd0.5-inc1 and random erasing too (paper: heavy)",
+    )
+    crop_scale: tuple[float, float] = Field(
+        default=(0.08, 1.0), description="share of the image's area a crop takes (paper)"
+    )
+    crop_aspect: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="width over height of a crop (paper)")
+    eval_crop: float | None = Field(
+        default=None, gt=0, le=1, description="centre crop at evaluation; none: 0.875 (paper) from 96 px on, else 1"
+    )
+    flip: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of images mirrored (paper, heavy: 0.5; code, faithful: none in basic augmentation)",
+    )
+    attack: AttackConfig | None = Field(default=None, description="adversarial training; none: clean")
+    probe: ProbeConfig = Field(default=ProbeConfig(), description="the held-out check")
+    health: HealthConfig = Field(default=HealthConfig(), description="what happens when training goes wrong")
+    select: Literal["last", "best"] = Field(
+        default="last", description="weights kept: the last, or those of the best probe"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="autocast; auto: bf16 on GPUs that have it, else fp32 (code: fp16)"
+    )
+    compile: bool = Field(default=False, description="torch.compile the network")
+    seed_offset: int = Field(default=0, ge=0, description="added to the recipe's seed, for repeated runs")
+    workers: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="Ray Train workers; 0: this process; a range such as 1-4: as many as the cluster holds",
+        json_schema_extra=NO_FINGERPRINT,
+    )
+    workers_min: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="least number of workers, where workers is the largest; none: exactly workers",
+        json_schema_extra=NO_FINGERPRINT,
+    )
+    micro_batch: int = Field(
+        default=0,
+        ge=0,
+        description="images a worker takes in one forward, gradients are summed; 0: its whole share",
+        json_schema_extra=NO_FINGERPRINT,
+    )
+    loader: Literal["auto", "ffcv", "native"] = Field(
+        default="auto", description="engine that reads the images", json_schema_extra=NO_FINGERPRINT
+    )
+    threads: int = Field(
+        default=0, ge=0, description="decoding threads a worker; 0: all cores", json_schema_extra=NO_FINGERPRINT
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="where the network runs; auto: a GPU if there is one",
+        json_schema_extra=NO_FINGERPRINT,
+    )
+    checkpoint_minutes: float = Field(
+        default=10, ge=0, description="minutes between checkpoints inside an epoch", json_schema_extra=NO_FINGERPRINT
+    )
+    checkpoint_seconds: float = Field(
+        default=15,
+        ge=0,
+        description="least seconds between checkpoints at epoch ends",
+        json_schema_extra=NO_FINGERPRINT,
+    )
+    metrics_minutes: float = Field(
+        default=5,
+        gt=0,
+        description="minutes between figures sent to MLflow inside an epoch",
+        json_schema_extra=NO_FINGERPRINT,
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="port for Prometheus on this machine, 0: any free one; none: ROBUSTRAIN_METRICS_PORT or no port",
+        json_schema_extra=NO_FINGERPRINT,
+    )
+    peak_tflops: float | None = Field(
+        default=None,
+        gt=0,
+        description="peak of one device for the utilisation; none: measured on GPUs, not known on CPUs",
+        json_schema_extra=NO_FINGERPRINT,
+    )
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _smoothing_leaves_a_target(cls, value: float) -> float:
+        if value >= 0.5:
+            raise UserError(
+                "label smoothing of 0.5 or more drowns the label",
+                where="label_smoothing",
+                value=value,
+                remedy="use less than 0.5; the paper's value is 0.1",
+            )
+        return value
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_are_decays(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise UserError("momenta lie in [0, 1)", where="betas", value=value, remedy="the paper's are 0.9 and 0.95")
+        return value
+
+    @field_validator("crop_scale", "crop_aspect")
+    @classmethod
+    def _range_is_ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise UserError(
+                "a range is two positive numbers, the smaller first", value=value, remedy="swap or mend them"
+            )
+        return value
+
+    @field_validator("init")
+    @classmethod
+    def _init_is_known(cls, value: str | None) -> str | None:
+        if value is not None and ":" in value and not value.startswith(_INIT_PREFIXES):
+            head = value.split(":")[0]
+            raise UserError(
+                f"first weights cannot come from {head!r}{nearest(head, ['timm', 'file'])}",
+                where="init",
+                value=value,
+                remedy="give a stage's name, random, timm:<tag> or file:<path>",
+            )
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_workers(cls, document: Any) -> Any:
+        return split_range(document) if isinstance(document, dict) else document
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        check_workers(self)
+        check_dropout(self, self.model.kwargs if self.model else {})
+        check_schedule(self)
+        check_probe(self)
+        check_first_weights(self)
+        return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The least and the largest number of Ray workers; equal where the recipe names one number."""
+        return (self.workers if self.workers_min is None else self.workers_min), self.workers
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed by mixup or cutmix."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
+
+    @property
+    def smoothing(self) -> float:
+        """The label smoothing that is used: the released code has it inside its mixing only."""
+        return 0.0 if self.faithful and not self.mixes else self.label_smoothing
+
+    @property
+    def mirrored(self) -> float:
+        """The share of training images that is mirrored: the released code mirrors with heavy augmentation only."""
+        return 0.0 if self.augment == "none" or (self.faithful and self.augment == "basic") else self.flip
+
+    @property
+    def center_crop(self) -> float:
+        """The share of the resized image that evaluation looks at, side by side."""
+        return self.eval_crop or (0.875 if self.resolution >= _LARGE_SIDE else 1.0)
+
+    @property
+    def init_stage(self) -> str | None:
+        """The stage the first weights come from, if they come from one."""
+        if self.init is None or self.init == "random" or self.init.startswith(_INIT_PREFIXES):
+            return None
+        return self.init
+
+
+# MERGED
 
 __all__ = [
     "CONFIGS",

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
-from components.radius import check_radius
+from components.imagenet1k_tags import is_imagenet1k, other_data_in
+from components.threats import check_radius
 
 if TYPE_CHECKING:
-    from components.train.config_base import TrainConfig
-
-_OTHER_DATA = ("in12k", "in21k", "in22k", "jft", "laion", "yfcc", "ig1b", "lvd", "clip", "dino", "ssld")
-"""Parts of timm tags that say the weights have seen more than ImageNet-1k; the models room has the whole rule."""
+    from components.train.config import TrainConfig
 
 
 def check_schedule(config: TrainConfig) -> None:
@@ -100,11 +98,11 @@ def check_first_weights(config: TrainConfig) -> None:
 def _check_tag(init: str) -> None:
     if not init.startswith("timm:"):
         return
-    network, _, label = init.removeprefix("timm:").rpartition(".")
-    words = label.split("_")
-    foreign = [word for word in words if word == "ft" or word.startswith(_OTHER_DATA)]
-    if "in1k" in words and not foreign:
+    tag = init.removeprefix("timm:")
+    if is_imagenet1k(tag):
         return
+    network, _, label = tag.rpartition(".")
+    words, foreign = label.lower().split("_"), other_data_in(tag)
     if not network and not foreign:
         network, words = label, []  # a network without a tag: timm would choose one
     kept = [word for word in words if word.isalpha() and word not in foreign]

@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.cores import stage_cores
 from components.data.augment import HeavyAugmentation
 from components.data.crop import CenterCrop, RandomCrop
 from components.data.loader import Batch, Loader, open_loader
 from components.data.manifest import DataManifest, read_manifest
 from components.errors import UserError
+from components.process import stage_cores
 from components.train.config import TrainConfig
+from components.train.distributed import World
 from components.train.seeds import derive
-from components.train.selection import describe_split
-from components.train.world import World
+from components.train.validation import describe_split
 
 if TYPE_CHECKING:
-    from components.store.job import StageJob
+    from components.store.execute import StageJob
 
 _WHOLE = RandomCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0))
 

@@ -17,22 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from components.data.loader import Batch
-from components.train.checkpoint_store import CheckpointStore
+from components.train.batch import mixed, start_noise, threat_at
+from components.train.checkpoint_manager import CheckpointStore
 from components.train.config import TrainConfig
-from components.train.health import GoBack, Guard
+from components.train.distributed import World
 from components.train.images import TrainImages, held_out_batches, to_device
-from components.train.live_look import live_look
-from components.train.optim import learning_rate, set_lr
-from components.train.preparing import mixed, start_noise, threat_at
-from components.train.probe import probe
+from components.train.metrics import Telling
+from components.train.monitor import GoBack, Guard
+from components.train.optimizer import learning_rate, set_lr
 from components.train.seeds import seed_step
-from components.train.selection import score
 from components.train.signals import StopRequests
 from components.train.state import TrainState
-from components.train.step import EachPiece, Threat, train_step
 from components.train.stochastic_depth import draw_depth
-from components.train.telling import Telling
-from components.train.world import World
+from components.train.train_step import EachPiece, Threat, train_step
+from components.train.validation import live_look, probe, score
 
 _LOOK_SECONDS = 0.5
 """Figures that make the host wait for the device are looked at no more often."""

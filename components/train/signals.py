@@ -8,7 +8,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from components.store.job import Terminated
+from components.errors import Terminated
 
 _ONE_REQUEST_SECONDS = 1.0
 """Signals so close together are one request: who ends a whole session signals a process and its parent, whose death

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from components.errors import UserError
-from components.store.digests import write_json
+from components.files import write_json
 from components.train.config import CONFIGS, TrainConfig
-from components.train.selection import describe_choice
+from components.train.validation import describe_choice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from components.models import ModelCard
-    from components.store.job import StageJob
-    from components.train.checkpoint_store import CheckpointStore, Hands
+    from components.store.execute import StageJob
+    from components.train.checkpoint_manager import CheckpointStore, Hands
+    from components.train.distributed import World
     from components.train.loop import Training
+    from components.train.metrics import Telling
     from components.train.state import TrainState
-    from components.train.telling import Telling
-    from components.train.world import World
 
 MODEL, HISTORY = "model", "history.json"
 
@@ -39,7 +39,7 @@ def run(job: StageJob) -> dict[str, Any]:
     Raises:
         UserError: the configuration does not fit the data or the weights, or training failed in a known way.
     """
-    from components.train.worker import fit
+    from components.train.ray_trainer import fit
 
     config = parse(job)
     result = fit(work, job, config)
@@ -63,12 +63,12 @@ def parse(job: StageJob) -> TrainConfig:
 
 def work(job: StageJob, world: World, outside: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """What every worker does; only the leading one writes. The result is the same on all of them."""
-    from components.memory import keep_freed_memory
-    from components.train.checkpoint_store import Hands
-    from components.train.health import Guard
+    from components.process import keep_freed_memory
+    from components.train.checkpoint_manager import Hands
     from components.train.images import TrainImages
-    from components.train.initial import initial_model
+    from components.train.initial_model import initial_model
     from components.train.loop import Training
+    from components.train.monitor import Guard
     from components.train.state import TrainState
 
     keep_freed_memory()
@@ -99,7 +99,7 @@ def work(job: StageJob, world: World, outside: Callable[[], bool] = lambda: Fals
 
 def _open_checkpoints(job: StageJob, name: str, hands: Hands) -> CheckpointStore:
     """The store of resumable states ("checkpoints"), or of states to go back to ("good")."""
-    from components.train.checkpoint_store import CheckpointStore
+    from components.train.checkpoint_manager import CheckpointStore
 
     return CheckpointStore(
         job.run.workdir / name,
@@ -113,8 +113,8 @@ def _open_checkpoints(job: StageJob, name: str, hands: Hands) -> CheckpointStore
 
 
 def _open_telling(job: StageJob, config: TrainConfig, state: TrainState, world: World) -> Telling:
-    from components.train.exposition import open_exposition
-    from components.train.telling import Telling
+    from components.train.metrics import Telling
+    from components.train.prometheus import open_exposition
 
     labels = {"stage": job.spec.name, "kind": job.spec.kind, "run": job.spec.run_id}
     exposition = open_exposition(config.metrics_port, labels)
@@ -123,12 +123,12 @@ def _open_telling(job: StageJob, config: TrainConfig, state: TrainState, world: 
 
 def _continue(job: StageJob, state: TrainState, store: CheckpointStore | None, world: World) -> None:
     """Goes on from the newest checkpoint, on all workers from the leading one's."""
-    from components.train.resume import share_state
+    from components.train.state import share_state
 
     found = store.latest() if store is not None else None
     if found is not None:
         state.restore(found)
-        job.run.say(f"continuing from epoch {state.position.epoch + 1}, batch {state.position.batch}")
+        job.run.info(f"continuing from epoch {state.position.epoch + 1}, batch {state.position.batch}")
     share_state(state, world, resumed=found is not None)
     warning = state.computing.take_over(world)
     if warning and world.leads:

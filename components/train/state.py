@@ -1,4 +1,12 @@
-"""Everything that changes while training, in one place: what a checkpoint has to hold and nothing else."""
+"""Everything that changes while training, in one place: what a checkpoint has to hold and nothing else.
+
+What the last bits of a training depend on besides its numbers: threads and workers, kept over interruptions.
+
+Sums over threads depend on their number, and on a CPU so does every product. A training goes on with the threads
+that it had, however many cores the process that continues it was given.
+
+Every worker starts from the leading worker's state, fresh or resumed.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +17,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from components.process import available_cores
 from components.train.checkpoint import Snapshot
-from components.train.computing import Computing
 from components.train.config import TrainConfig
+from components.train.distributed import World
 from components.train.ema import Ema
-from components.train.meter import Meter
-from components.train.optim import build_optimizer, is_convolutional
-from components.train.step import Precision
-from components.train.world import World
+from components.train.metrics import Meter
+from components.train.optimizer import build_optimizer, is_convolutional
+from components.train.train_step import Precision
+
+# MERGED
+
+
+@dataclass
+class Computing:
+    """Who computed so far.
+
+    Attributes:
+        threads: torch's threads of each worker; 0 on GPUs, where they do not matter.
+        workers: how many share a batch.
+    """
+
+    threads: int = 0
+    workers: int = 1
+
+    @classmethod
+    def here(cls, world: World) -> Computing:
+        """As this process is set up."""
+        return cls(torch.get_num_threads() if world.device.type == "cpu" else 0, world.size)
+
+    def take_over(self, world: World) -> str:
+        """Goes on with these threads; returns what people should know, an empty string where there is nothing.
+
+        With another number of workers the bits differ anyway, so the process stays as it is.
+        """
+        now = Computing.here(world)
+        before = (self.threads, self.workers)
+        if before == (now.threads, now.workers):
+            return ""
+        if self.workers != now.workers or not self.threads or not now.threads:
+            self.threads, self.workers = now.threads, now.workers
+            return (
+                f"this training had {before[1]} workers so far and goes on with {now.workers}, so that its last bits "
+                "are not those of a run that was left alone"
+                if before[1] != now.workers
+                else "this training moved between CPU and GPU, so its last bits are not those of a run that stayed"
+            )
+        torch.set_num_threads(self.threads)
+        if self.threads > available_cores():
+            return f"goes on with {self.threads} threads, as before, on {available_cores()} cores: exact, but slow"
+        return ""
+
+
+# MERGED
 
 
 @dataclass
@@ -154,3 +207,31 @@ def choose_precision(config: TrainConfig, device: torch.device) -> Precision:
     if wanted == "fp16":
         return Precision(device.type, torch.float16, torch.amp.GradScaler(device.type))
     return Precision(device.type, torch.bfloat16 if wanted == "bf16" else torch.float32)
+
+
+def share_state(state: TrainState, world: World, *, resumed: bool) -> None:
+    """Copies rank 0's weights, average, optimizer and position to all workers. Every worker has to call it.
+
+    Args:
+        resumed: on rank 0, whether its state came from a checkpoint.
+    """
+    if world.size == 1:
+        return
+    facts = world.facts_from_leader(_facts(state, resumed) if world.leads else None)
+    tensors = state.tensors()
+    if facts["resumed"] and not world.leads:
+        tensors["optimizer"] = _empty_optimizer(state, facts["optimizer"], world)
+        tensors["best"] = {}
+    for group in ("model", "ema", "optimizer", "meter"):
+        world.from_leader(tensors[group][name] for name in sorted(tensors[group]))
+    if facts["resumed"] and not world.leads:
+        state.restore(Snapshot(tensors, facts["facts"]))
+
+
+def _facts(state: TrainState, resumed: bool) -> dict[str, object]:
+    optimizer = {name: list(t.shape) for name, t in state.tensors()["optimizer"].items()}
+    return {"resumed": resumed, "optimizer": optimizer if resumed else {}, "facts": dict(state.snapshot().facts)}
+
+
+def _empty_optimizer(state: TrainState, shapes: dict[str, list[int]], world: World) -> dict[str, torch.Tensor]:
+    return {name: torch.empty(shape, device=world.device) for name, shape in shapes.items()}

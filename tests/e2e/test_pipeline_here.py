@@ -67,11 +67,11 @@ def test_every_stage_is_done_and_the_result_is_shown(first, home):
 
 def test_the_run_keeps_the_recipes_order(first, home):
     """Tables and the page follow it."""
-    from components.store.places import Places
+    from components.store.settings import StorageSettings
     from components.store.tracking import Tracking
     from pipeline.recipe import load
 
-    tracking = Tracking(Places.from_environment({}, home=home))
+    tracking = Tracking(StorageSettings.from_environment({}, home=home))
     (run,) = tracking.client.search_runs([tracking.experiment_id], "tags.robustrain = 'pipeline'")
     assert list(tracking.recipe_of(run.info.run_id)["stages"]) == list(load(TINY).stages)
 

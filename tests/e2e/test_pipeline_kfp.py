@@ -26,7 +26,7 @@ stages:
     warmup_epochs: 0
     batch_size: 32
   adversarial: {<<: *training, init: pretrain, model: null, attack: {norm: Linf, eps: 0.1}}
-  evaluate: {model: adversarial, n: 8, threats: [{norm: Linf, eps: 0.1, attack: apgd-ce}]}
+  evaluate: {model: adversarial, num_images: 8, threats: [{norm: Linf, eps: 0.1, attack: apgd-ce}]}
 """
 STAGES = ["digits", "pretrain", "adversarial", "evaluate"]
 
@@ -69,10 +69,10 @@ def by_kfp(folder):
 
 def runs(home):
     """Stage -> (folder of its artifacts, run id, fingerprint)."""
-    from components.store.places import Places
+    from components.store.settings import StorageSettings
     from components.store.tracking import Tracking
 
-    tracking = Tracking(Places.from_environment({}, home=home))
+    tracking = Tracking(StorageSettings.from_environment({}, home=home))
     (pipeline, *_) = tracking.last_pipeline_runs()
     found = {}
     for name, (run_id, _) in tracking.stages_of(pipeline["run_id"]).items():

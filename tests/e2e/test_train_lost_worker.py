@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.store.job import Terminated
+from components.errors import Terminated
 from tests.small_training import NETWORK
 
 CONFIG = {
@@ -76,14 +76,14 @@ class Killer(threading.Thread):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_killed_worker_and_a_request_to_end_cost_no_bits(run_stage, places, monkeypatch, capfd):
+def test_a_killed_worker_and_a_request_to_end_cost_no_bits(run_stage, storage, monkeypatch, capfd):
     """One test, because each Ray costs half a minute: left alone; with a killed worker; asked to end and continued."""
-    for name, value in places.environment().items():
+    for name, value in storage.environment().items():
         monkeypatch.setenv(name, value)
     data = run_stage("encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 400, "limit_val": 20})
     calm = run_stage("adversarial", CONFIG, {"data": data})
 
-    with Killer(places.home) as killer:
+    with Killer(storage.home) as killer:
         struck = run_stage("adversarial", CONFIG, {"data": data})
     assert killer.killed, "no worker was killed: the test shows nothing"
     said = "".join(capfd.readouterr())
@@ -91,7 +91,7 @@ def test_a_killed_worker_and_a_request_to_end_cost_no_bits(run_stage, places, mo
     assert "continuing from epoch" in said
     _same(struck, calm)
 
-    with Killer(places.home, ask=True) as killer, pytest.raises(Terminated):
+    with Killer(storage.home, ask=True) as killer, pytest.raises(Terminated):
         run_stage("adversarial", CONFIG, {"data": data})
     assert "continuing from epoch" not in "".join(capfd.readouterr())
     _same(run_stage("adversarial", CONFIG, {"data": data}), calm)

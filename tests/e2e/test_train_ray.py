@@ -26,8 +26,8 @@ CONFIG = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_two_workers_train_like_one(run_stage, places, monkeypatch, ray_turn):
-    for name, value in places.environment().items():
+def test_two_workers_train_like_one(run_stage, storage, monkeypatch, ray_turn):
+    for name, value in storage.environment().items():
         monkeypatch.setenv(name, value)
     data = run_stage("encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 100, "limit_val": 20})
     alone = run_stage("adversarial", CONFIG, {"data": data})

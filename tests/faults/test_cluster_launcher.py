@@ -1,7 +1,8 @@
-"""The launcher against a Kubernetes API over HTTP, through the real client: the good way and the bad ones."""
+"""The launcher against a Kubernetes API over HTTP, with the real client: successes and failures."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from kubernetes import client
 from components.errors import UserError
 from components.launch import rayjob
 from components.launch.rayjob import RayJobSettings, Resources, Timing
-from components.launch.rayjob_api import connect
+from components.launch.rayjob_client import connect
 from tests.cluster_servers.kubernetes_api import Cluster, script, serve
 
 FINGERPRINT = "0123456789abcdef" * 4
@@ -29,15 +30,19 @@ QUICK = Timing(
     patience_s=3,
     outage_s=3,
     watch_s=1,
-    image_grace_s=0.3,
     operator_grace_s=30,
     gone_s=5,
     drain_s=3,
-    warm_s=0.2,
+    keep_alive_s=0.2,
 )
-MINE = RayJobSettings(image="registry/train:1", namespace="team", run_id="run-1", timing=QUICK)
+MINE = RayJobSettings(image="registry/train:1", namespace="team", run_id="run-1", image_grace_s=0.3, timing=QUICK)
+OTHERS = MINE.model_copy(update={"run_id": "another"})
 RUNS = (("Initializing", ""), ("Running", "PENDING"), ("Running", "RUNNING"))
 SUCCEEDS = (*RUNS, ("Complete", "SUCCEEDED"))
+
+
+def with_timing(**seconds: float) -> RayJobSettings:
+    return MINE.model_copy(update={"timing": replace(QUICK, **seconds)})
 
 
 @contextmanager
@@ -53,7 +58,7 @@ def launch(cluster: Cluster, settings: RayJobSettings = MINE) -> None:
         rayjob.launch("{}", **WORDS, resources=Resources(), settings=settings, api=api)
 
 
-WORDS = {"stage": "adversarial", "kind": "adversarial", "room": "train", "fingerprint": FINGERPRINT}
+WORDS = {"stage": "adversarial", "kind": "adversarial", "package": "train", "fingerprint": FINGERPRINT}
 
 
 def body(settings: RayJobSettings = MINE) -> dict[str, Any]:
@@ -77,32 +82,34 @@ def submitter(lines: list[str], phase: str = "Succeeded") -> Callable[[Cluster],
     return appear
 
 
-def test_a_stage_runs_to_its_end_and_its_log_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_runs_to_its_end_and_its_log_is_printed(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     lines = ["2026-11-22T10:00:00.1Z epoch 1", "2026-11-22T10:00:00.12Z epoch 2"]
     cluster = Cluster(on_create=script(*SUCCEEDS), on_pods=submitter(lines))
     launch(cluster)
-    said = capfd.readouterr().out
-    assert said.index("epoch 1") < said.index("epoch 2")
-    assert said.count("epoch 1") == 1
-    assert f"RayJob {NAME}: Running/RUNNING" in said
-    assert NAME in cluster.jobs, "a succeeded job is left to its time to live"
+    printed = capfd.readouterr().out
+    assert printed == "epoch 1\nepoch 2\n", "standard output has the stage's log and nothing else"
+    assert f"RayJob {NAME}: Running/RUNNING" in caplog.messages
+    assert NAME in cluster.jobs, "a succeeded job is deleted by KubeRay, after its time to live"
 
 
 def test_a_log_that_breaks_off_is_taken_up_without_repeating(capfd: pytest.CaptureFixture[str]) -> None:
     lines = ["2026-11-22T10:00:00.1Z one", "CUT", "2026-11-22T10:00:00.12Z two"]
     launch(Cluster(on_create=script(*SUCCEEDS, pause=0.3), on_pods=submitter(lines)))
-    said = capfd.readouterr().out.splitlines()
-    assert [line for line in said if line in {"one", "two"}] == ["one", "two"]
+    assert capfd.readouterr().out.splitlines() == ["one", "two"]
 
 
-def test_a_job_that_exists_is_attached_to(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_job_that_exists_is_attached_to(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     cluster = Cluster()
-    there = cluster.put(NAME, body(replace(MINE, run_id="another")))
+    existing = cluster.put(NAME, body(OTHERS))
     cluster.status(NAME, "Running", "RUNNING")
     cluster.on_pods = lambda it: it.status(NAME, "Complete", "SUCCEEDED")
     launch(cluster)
-    assert "attached" in capfd.readouterr().out
-    assert cluster.jobs[NAME]["metadata"]["uid"] == there["metadata"]["uid"]
+    assert f"RayJob {NAME}: exists, attached to it" in caplog.messages
+    assert cluster.jobs[NAME]["metadata"]["uid"] == existing["metadata"]["uid"]
     assert ("delete", "rayjobs") not in cluster.asked
 
 
@@ -114,7 +121,7 @@ def test_a_dropped_creation_is_tried_again_and_the_conflict_is_ours() -> None:
     assert not cluster.jobs, "a job whose creation was not answered is ours to delete"
 
 
-def test_an_ended_job_of_the_same_name_makes_room() -> None:
+def test_an_ended_job_of_the_same_name_is_replaced() -> None:
     cluster = Cluster(on_create=script(*SUCCEEDS))
     old = cluster.put(NAME, body())["metadata"]["uid"]
     cluster.status(NAME, "Failed", "FAILED")
@@ -122,9 +129,9 @@ def test_an_ended_job_of_the_same_name_makes_room() -> None:
     assert cluster.jobs[NAME]["metadata"]["uid"] != old
 
 
-def test_another_pipelines_job_that_is_deleted_is_claimed_anew() -> None:
+def test_another_pipelines_job_that_is_deleted_is_claimed_again() -> None:
     cluster = Cluster()
-    cluster.put(NAME, body(replace(MINE, run_id="another")))
+    cluster.put(NAME, body(OTHERS))
     cluster.status(NAME, "Running", "RUNNING")
 
     def cancelled(it: Cluster) -> None:
@@ -192,8 +199,8 @@ def test_an_image_that_comes_late_is_waited_for() -> None:
             it.status(NAME, "Complete", "SUCCEEDED")
 
     cluster.on_pods = pulling
-    launch(cluster, replace(MINE, timing=replace(QUICK, image_grace_s=30)))
-    assert next(turns) > 4, "the pods were looked at until the image was there"
+    launch(cluster, MINE.model_copy(update={"image_grace_s": 30}))
+    assert next(turns) > 4, "the pods were checked until the image was there"
 
 
 def test_a_missing_config_map_is_named() -> None:
@@ -205,7 +212,7 @@ def test_a_missing_config_map_is_named() -> None:
         launch(Cluster(on_create=script(("Initializing", "")), on_pods=configured))
 
 
-def test_lost_and_expired_watches_cost_nothing() -> None:
+def test_lost_and_expired_watches_do_no_harm() -> None:
     def end(it: Cluster, name: str) -> None:
         it.status(name, "Running", "RUNNING")
         it.wait(lambda _: it.asked.count(("watch", "rayjobs")) > 4)
@@ -216,7 +223,7 @@ def test_lost_and_expired_watches_cost_nothing() -> None:
     assert cluster.lose_watches == cluster.expire_watches == 0
 
 
-def test_a_cluster_that_is_busy_for_a_while_is_borne() -> None:
+def test_a_cluster_that_is_busy_for_a_while_is_waited_for() -> None:
     cluster = Cluster(on_create=script(*SUCCEEDS), busy=3)
     launch(cluster)
     assert not cluster.busy
@@ -230,15 +237,15 @@ def test_a_job_that_somebody_deletes_is_an_error_even_if_another_succeeds_in_its
         it.put(NAME, body())
         it.status(NAME, "Complete", "SUCCEEDED")
 
-    # The pods are looked at between the job's reading and its watch: the watch, or after it the reading, has to tell.
+    # The pods are looked at between the job's reading and its watch: the watch, or the next reading, has to notice it.
     with pytest.raises(UserError, match="was deleted while it ran"):
         launch(Cluster(on_pods=replaced, expire_watches=expired))
 
 
 def test_a_cluster_without_an_operator_is_noticed() -> None:
     cluster = Cluster()
-    with pytest.raises(UserError, match="KubeRay has taken no notice"):
-        launch(cluster, replace(MINE, timing=replace(QUICK, operator_grace_s=0.2)))
+    with pytest.raises(UserError, match="KubeRay has not set its status"):
+        launch(cluster, with_timing(operator_grace_s=0.2))
     assert not cluster.jobs
 
 
@@ -251,18 +258,16 @@ def test_a_cluster_without_an_operator_is_noticed() -> None:
         ({"namespace": "elsewhere"}, "does not know RayJobs or the namespace"),
     ],
 )
-def test_a_cluster_that_refuses_is_told_in_one_line(setup: dict[str, Any], word: str) -> None:
+def test_a_cluster_that_refuses_is_reported_in_one_line(setup: dict[str, Any], word: str) -> None:
     with pytest.raises(UserError, match=word):
         launch(Cluster(**setup))
 
 
-def test_a_cluster_out_of_reach_is_told_in_one_line() -> None:
+def test_an_unreachable_cluster_is_reported_in_one_line() -> None:
     with connected(Cluster()) as api:
         pass
     with pytest.raises(UserError, match="does not answer"):
-        rayjob.launch(
-            "{}", **WORDS, resources=Resources(), settings=replace(MINE, timing=replace(QUICK, patience_s=0.2)), api=api
-        )
+        rayjob.launch("{}", **WORDS, resources=Resources(), settings=with_timing(patience_s=0.2), api=api)
 
 
 def test_cancel_deletes_the_jobs_of_one_run() -> None:
@@ -270,7 +275,7 @@ def test_cancel_deletes_the_jobs_of_one_run() -> None:
     cluster.put(NAME, body())
     cluster.put("other", {"metadata": {"name": "other", "labels": {"robustrain/kfp-run-id": "run-2"}}})
     with connected(cluster) as api:
-        assert rayjob.cancel("run-1", settings=MINE, api=api) == [NAME]
+        assert rayjob.cancel("run-1", namespace="team", timing=QUICK, api=api) == [NAME]
     assert list(cluster.jobs) == ["other"]
 
 
@@ -279,7 +284,7 @@ import os, signal, sys
 from kubernetes import client
 from components.launch import rayjob
 from tests.faults.test_cluster_launcher import MINE, WORDS
-# What was there before has no patience: the deletion has to come first.
+# The previous handler ends the process at once, so the deletion has to come first.
 signal.signal(signal.SIGTERM, lambda number, frame: os._exit(143))
 configuration = client.Configuration(host=sys.argv[1])
 configuration.api_key["authorization"] = "Bearer good"
@@ -299,9 +304,9 @@ def start(address: str) -> subprocess.Popen[str]:
     )
 
 
-def test_sigterm_deletes_our_job_first_and_leaves_anothers() -> None:
+def test_sigterm_deletes_our_job_first_and_leaves_another_pipelines_job() -> None:
     mine, theirs = Cluster(on_create=script(*RUNS)), Cluster()
-    theirs.put(NAME, body(replace(MINE, run_id="another")))
+    theirs.put(NAME, body(OTHERS))
     theirs.status(NAME, "Running", "RUNNING")
     with serve(mine) as one, serve(theirs) as two:
         processes = [start(one), start(two)]
@@ -310,16 +315,16 @@ def test_sigterm_deletes_our_job_first_and_leaves_anothers() -> None:
         before = len(mine.asked)
         for process in processes:
             process.send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=60)[0] for process in processes]
-    assert [process.returncode for process in processes] == [143, 143], said
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
     assert not mine.jobs
     after = [call for call in mine.asked[before:] if call[0] != "list" and call[1] == "rayjobs"]
     assert after[0] == ("delete", "rayjobs")
     assert list(theirs.jobs) == [NAME]
-    assert "Traceback" not in "".join(said)
+    assert "Traceback" not in "".join(outputs)
 
 
-def test_the_cluster_is_the_kubeconfigs_where_there_is_no_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_pod_the_kubeconfig_names_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     file = tmp_path / "config"
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))

@@ -11,8 +11,7 @@ from moto.server import ThreadedMotoServer
 
 from components.data.config import EncodeConfig, source_digest
 from components.errors import UserError
-from components.store.bucket import fetch_prefix, list_prefix, s3_client
-from components.store.objects import ObjectRef, ObjectStore
+from components.store.objects import ObjectRef, ObjectStore, fetch_prefix, list_prefix, s3_client
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +101,7 @@ def test_an_object_that_goes_away_while_it_is_fetched_is_said(
     bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket(**{"pets/train/a/1.png": b"1"})
-    monkeypatch.setattr("components.store.bucket.list_prefix", lambda uri: [("train/a/2.png", 1, "x")])
+    monkeypatch.setattr("components.store.objects.list_prefix", lambda uri: [("train/a/2.png", 1, "x")])
     with pytest.raises(UserError, match=r"s3://images/pets: S3 cannot be used for this.*404"):
         fetch_prefix("s3://images/pets", tmp_path / "to")
 

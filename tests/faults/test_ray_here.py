@@ -2,7 +2,7 @@
 
 import pytest
 
-from components.launch import ray_here
+from components.launch import ray_cluster
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def started(monkeypatch):
 def test_a_start_that_timed_out_is_tried_again(started, capsys):
     calls, failures = started
     failures += [Exception("The current node timed out during startup."), RuntimeError("no port")]
-    ray_here.start_ray(num_cpus=2)
+    ray_cluster.start_ray(num_cpus=2)
     options = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_cpus": 2}
     assert calls == [options, "shutdown", options, "shutdown", options]
     assert capsys.readouterr().err.count("trying again") == 2
@@ -35,7 +35,7 @@ def test_three_failures_are_enough(started):
     calls, failures = started
     failures += [Exception(f"failure {k}") for k in range(4)]
     with pytest.raises(Exception, match="failure 2"):
-        ray_here.start_ray()
+        ray_cluster.start_ray()
     assert calls.count("shutdown") == 3
 
 
@@ -43,5 +43,5 @@ def test_wrong_options_are_not_tried_again(started):
     calls, failures = started
     failures += [ValueError("num_cpus must be positive")]
     with pytest.raises(ValueError, match="positive"):
-        ray_here.start_ray(num_cpus=-1)
+        ray_cluster.start_ray(num_cpus=-1)
     assert calls.count("shutdown") == 1

@@ -40,23 +40,23 @@ def test_a_damaged_data_base_ends_the_run_with_its_cause(tmp_path):
     assert Path(log.removeprefix("log: ")).is_file()
 
 
-def test_what_was_decided_about_the_images_is_said(places, tmp_path):
+def test_what_was_decided_about_the_images_is_said(storage, tmp_path):
     folder = images(tmp_path / "images", a=10, b=10)
     (tmp_path / "only.yaml").write_text(
         f"name: only\nstages: {{images: {{kind: encode, source: {folder}, side: 8}}}}\n"
     )
     (tmp_path / "tmp").mkdir()
-    done = robustrain(places.home, "run", str(tmp_path / "only.yaml"), TMPDIR=str(tmp_path / "tmp"))
+    done = robustrain(storage.home, "run", str(tmp_path / "only.yaml"), TMPDIR=str(tmp_path / "tmp"))
     assert done.returncode == 0, done.stderr
     # KFP makes a folder for every step and leaves it: they belong to the run's own folder.
     assert list((tmp_path / "tmp").glob("tmp.*")) == []
     assert "images: there is no val/: 2 of 20 train images were held out (seed 0)" in done.stdout.replace("\n", " ")
 
 
-def test_a_stage_that_fails_beside_another_ends_the_run(places, tmp_path):
+def test_a_stage_that_fails_beside_another_ends_the_run(storage, tmp_path):
     """KFP asks for stages in an order of its own, also for those that never begin."""
     folder = images(tmp_path / "images", a=2, b=0)
-    done = robustrain(places.home, "run", "quickstart", "--set", f"shapes.source={folder}", "--jobs", "2")
+    done = robustrain(storage.home, "run", "quickstart", "--set", f"shapes.source={folder}", "--jobs", "2")
     assert done.returncode == 2
     [error, log] = done.stderr.splitlines()
     assert error.startswith(f"error: stage shapes failed: {folder / 'train' / 'b'}: this class folder has no images")

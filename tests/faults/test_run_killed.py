@@ -135,10 +135,10 @@ def test_killing_the_parent_of_the_stages_ends_everything_in_one_message(house):
 
 def states(house):
     """Stage -> states of its runs in MLflow; each stage has one, continued again and again, and none is adopted."""
-    from components.store.places import Places
+    from components.store.settings import StorageSettings
     from components.store.tracking import Tracking
 
-    tracking = Tracking(Places.from_environment({}, home=house / "home"))
+    tracking = Tracking(StorageSettings.from_environment({}, home=house / "home"))
     runs = tracking.client.search_runs([tracking.experiment_id], "tags.robustrain = 'stage'")
     assert len(runs) == 2
     return {run.data.tags["stage"]: {run.data.tags["stage_state"]} for run in runs}

@@ -10,10 +10,10 @@ import torch
 
 from components.errors import UserError
 from components.train import checkpoint as room
-from components.train import checkpoint_store as store_room
+from components.train import checkpoint_manager as store_room
 from components.train.checkpoint import Snapshot, read_checkpoint, write_checkpoint
-from components.train.checkpoint_store import CheckpointStore, Hands
-from components.train.health import require_finite
+from components.train.checkpoint_manager import CheckpointStore, Hands
+from components.train.monitor import require_finite
 
 MINE = "f" * 64
 

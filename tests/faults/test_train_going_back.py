@@ -6,10 +6,9 @@ import signal
 import pytest
 import torch
 
-from components.errors import UserError
-from components.store.job import Terminated
+from components.errors import Terminated, UserError
 from components.train.checkpoint import Snapshot
-from components.train.checkpoint_store import CheckpointStore
+from components.train.checkpoint_manager import CheckpointStore
 from components.train.loop import Training
 from tests.small_training import encoded, job, train
 

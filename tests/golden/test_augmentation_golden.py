@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pytest
 
 from components.data.augment import FILLS, HeavyAugmentation
-from components.data.counter import sample_keys
 from components.data.randaugment import OPERATIONS, Step, apply_steps
+from components.data.randomness import sample_keys
 
 SIDE, SAMPLES = 48, 8
 

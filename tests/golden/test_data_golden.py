@@ -10,10 +10,10 @@ import itertools
 
 import numpy as np
 
-from components.data import digits, shapes
-from components.data.counter import sample_keys
+from components.data import builtin
 from components.data.crop import RandomCrop, flips, random_boxes
-from components.data.order import BatchOrder
+from components.data.randomness import sample_keys
+from components.data.sampler import BatchOrder
 from components.data.split import held_out
 
 ORDER_0 = [137, 820, 283, 712, 125, 155, 40, 422]
@@ -56,7 +56,7 @@ def test_split() -> None:
 
 def test_digits_pixels() -> None:
     sha = hashlib.sha256()
-    for split, name, pixels in itertools.islice(digits.drawn(), 100):
+    for split, name, pixels in itertools.islice(builtin.draw_digits(), 100):
         sha.update(f"{split}/{name}".encode() + pixels.tobytes())
     assert sha.hexdigest()[:16] == DIGITS
 
@@ -64,7 +64,7 @@ def test_digits_pixels() -> None:
 def test_shapes_pixels() -> None:
     """Rounded means over each class: independent of the last bit of a machine's sine."""
     means = {}
-    for split, name, pixels in shapes.drawn():
+    for split, name, pixels in builtin.draw_shapes():
         if split == "val":
             means.setdefault(name, []).append(pixels.mean())
     assert {name: round(float(np.mean(values)), 1) for name, values in means.items()} == SHAPES

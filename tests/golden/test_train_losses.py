@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from components.train import loop, stage
-from components.train.world import World
+from components.train.distributed import World
 from tests.resume.conftest import data  # noqa: F401  (a fixture)
 from tests.resume.small_training import config_of, job_from
 

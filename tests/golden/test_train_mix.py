@@ -5,7 +5,7 @@ import pytest
 import torch
 from timm.data.mixup import mixup_target
 
-from components.train.mix import Mix, draw_mix, mix_images, neighbours, soft_targets
+from components.train.batch import Mix, draw_mix, mix_images, neighbours, soft_targets
 
 SETTINGS = {"mixup": 0.8, "cutmix": 1.0, "prob": 1.0, "side": (32, 32)}
 

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import components.models  # noqa: F401  (registers the networks)
-from components.train.optim import build_optimizer, decayed, is_convolutional, learning_rate
+from components.train.optimizer import build_optimizer, decayed, is_convolutional, learning_rate
 
 PAPER = {"lr": 1e-3, "lr_min": 5e-6}
 

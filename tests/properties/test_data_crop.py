@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.data.counter import below, draws, mix, sample_keys, unit
 from components.data.crop import CenterCrop, RandomCrop, centred_box, flips, random_boxes, ratio_table
+from components.data.randomness import below, draws, mix, sample_keys, unit
 from components.errors import UserError
 
 CROPS = [RandomCrop(), RandomCrop((0.9, 1.0), (0.2, 5.0)), RandomCrop((1.0, 1.0), (1.0, 1.0))]
@@ -87,7 +87,7 @@ def test_the_fallback_is_the_largest_centred_box(ratio: tuple[float, float]) -> 
 
 
 def test_numba_and_numpy_agree_in_every_bit() -> None:
-    kernels = pytest.importorskip("components.data.ffcv_kernels", reason="numba is not installed")
+    kernels = pytest.importorskip("components.data.ffcv_decoder", reason="numba is not installed")
     rng = np.random.default_rng(0)
     n, seed = 3000, 2**62 + 12345
     indices, sizes = rng.integers(0, 2**40, n), rng.integers(1, 600, (2, n))

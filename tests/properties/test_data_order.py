@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.data.order import BatchOrder, all_or_given
+from components.data.sampler import BatchOrder, all_or_given
 from components.errors import UserError
 
 

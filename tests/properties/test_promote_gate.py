@@ -1,14 +1,11 @@
-"""The gate as a function: what must hold for every figure and every rule."""
-
-from dataclasses import replace
+"""The gate as a function: what must hold for every result and every rule."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from components.promote.config import PromoteConfig
-from components.promote.gate import decide
-from components.promote.judged import Judged
+from components.promote.gate import JudgedResult, decide
 from components.statistics import mcnemar, paired_difference
 
 N = 60
@@ -37,7 +34,7 @@ def judged(robust, clean=None, **changes):
         "interval": (max(0.0, share - 0.1), min(1.0, share + 0.1)),
         "robust": robust,
     }
-    return Judged(**{**base, **changes})
+    return JudgedResult(**{**base, **changes})
 
 
 verdicts = st.lists(st.booleans(), min_size=N, max_size=N)
@@ -47,7 +44,7 @@ shares = st.floats(0, 1)
 @given(verdicts, verdicts, shares, shares, shares, st.booleans())
 def test_promoted_exactly_when_nothing_failed(a, b, least, clean, margin, significant):
     answer = decide(
-        judged(a), judged(b), rules(min_robust=least, min_clean=clean, margin=margin, significant=significant)
+        judged(a), judged(b), rules(min_robust=least, min_clean=clean, min_robust_gain=margin, significant=significant)
     )
     assert answer.promote == (not answer.failed)
     assert len(answer.reasons) == len(answer.failed) + len(answer.passed) >= 5
@@ -69,7 +66,8 @@ def test_two_models_never_both_beat_each_other(a, b):
 def test_one_more_robust_image_never_costs_a_promotion(a, b, place):
     better = [flag or k == place for k, flag in enumerate(a)]
     one, other = (
-        decide(judged(x, 0.95), judged(b, 0.95), rules(min_robust=0.3, margin=0.05)).promote for x in (a, better)
+        decide(judged(x, 0.95), judged(b, 0.95), rules(min_robust=0.3, min_robust_gain=0.05)).promote
+        for x in (a, better)
     )
     assert other or not one
 
@@ -94,18 +92,18 @@ def test_without_a_champion_only_the_minima_count(a, least):
         ("batch_size", 32),
     ],
 )
-def test_figures_under_other_conditions_are_never_compared(name, value):
+def test_results_under_other_conditions_are_never_compared(name, value):
     good, poor = judged([True] * N), judged([False] * N)
     assert decide(good, poor, rules(attack="any")).promote
-    answer = decide(good, replace(poor, **{name: value}), rules(attack="any"))
+    answer = decide(good, poor.model_copy(update={name: value}), rules(attack="any"))
     assert not answer.promote
     assert any("other conditions" in reason and name in reason for reason in answer.failed)
 
 
-def test_a_champion_without_a_figure_blocks():
+def test_a_champion_without_a_result_blocks():
     answer = decide(judged([True] * N), None, rules(), has_champion=True)
     assert not answer.promote
-    assert "left no figure" in answer.failed[0]
+    assert "left no result" in answer.failed[0]
 
 
 def test_a_reduced_attack_is_not_enough_unless_allowed():
@@ -124,12 +122,12 @@ def test_the_low_end_of_the_interval_has_to_reach_the_minimum():
     assert not decide(figure, None, rules(min_robust=0.55)).promote
 
 
-def test_margin_and_clean_drop_are_kept_to_the_image():
+def test_gain_and_clean_drop_are_counted_in_images():
     champion = judged([True] * 30 + [False] * 30, 0.9)
     better = judged([True] * 33 + [False] * 27, 0.9 - 1 / 60)
-    assert decide(better, champion, rules(margin=0.05, max_clean_drop=1 / 60)).promote
-    assert not decide(better, champion, rules(margin=0.051, max_clean_drop=1 / 60)).promote
-    assert not decide(better, champion, rules(margin=0.05, max_clean_drop=0.016)).promote
+    assert decide(better, champion, rules(min_robust_gain=0.05, max_clean_drop=1 / 60)).promote
+    assert not decide(better, champion, rules(min_robust_gain=0.051, max_clean_drop=1 / 60)).promote
+    assert not decide(better, champion, rules(min_robust_gain=0.05, max_clean_drop=0.016)).promote
 
 
 def test_significance_asks_for_more_than_a_gain():
@@ -138,27 +136,16 @@ def test_significance_asks_for_more_than_a_gain():
     assert decide(little, champion, rules()).promote
     assert not decide(little, champion, rules(significant=True)).promote
     assert decide(much, champion, rules(significant=True)).promote
-    unknown = decide(replace(much, robust=()), champion, rules(significant=True))
+    unknown = decide(much.model_copy(update={"robust": ()}), champion, rules(significant=True))
     assert not unknown.promote
     assert any("not known image by image" in reason for reason in unknown.failed)
 
 
-@given(verdicts, st.booleans())
-def test_a_figure_survives_its_tags(a, flag):
-    figure = judged(a)
-    assert Judged.from_tags(figure.to_tags()) == figure
-    assert all(len(value) < 5000 for value in figure.to_tags().values())
-
-
-def test_a_figure_with_too_many_images_for_a_tag_loses_only_the_verdicts():
-    figure = judged([True, False] * 15_000)
-    assert Judged.from_tags(figure.to_tags()) == replace(figure, robust=())
-    assert len(judged([True, False] * 2500).to_tags()) == 2
-
-
-@pytest.mark.parametrize("tags", [{}, {"judged_figure": "{"}, {"judged_figure": "{}"}, {"judged_figure": "[1]"}])
-def test_tags_that_are_no_figure_give_none(tags):
-    assert Judged.from_tags(tags) is None
+@given(verdicts)
+def test_a_longer_attack_is_enough_if_a_part_of_it_is_asked_for(a):
+    whole = judged(a)
+    assert decide(whole, None, rules(attack="APGD-CE")).promote
+    assert not decide(whole.model_copy(update={"attack": "APGD-CE"}), None, rules(attack="APGD-CE+APGD-T")).promote
 
 
 @given(verdicts, verdicts)

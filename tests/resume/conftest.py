@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from components.store.job import StageJob, StageSpec
+from components.store.execute import StageJob
+from components.store.spec import StageSpec
 from tests.resume.small_training import Run
 
 

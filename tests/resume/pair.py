@@ -7,11 +7,11 @@ from multiprocessing import get_context
 
 import torch
 
-from components.store.job import Terminated
+from components.errors import Terminated
 from components.train import stage
 from components.train.checkpoint import read_checkpoint, write_checkpoint
+from components.train.distributed import World
 from components.train.loop import Training
-from components.train.world import World
 from tests.resume.small_training import job_of
 
 FINGERPRINT = "a" * 64

@@ -4,7 +4,8 @@ import shutil
 import sys
 from types import SimpleNamespace
 
-from components.store.job import StageJob, StageSpec
+from components.store.execute import StageJob
+from components.store.spec import StageSpec
 from components.train.config import CONFIGS
 
 ATTACKS = {
@@ -34,11 +35,11 @@ class Run:
     def progress(self, **facts):
         pass
 
-    def say(self, text):
+    def info(self, text):
         print(text, file=sys.stderr, flush=True)
 
     def warn(self, text):
-        self.say(f"warning: {text}")
+        self.info(f"warning: {text}")
 
     def save(self, local, artifact):
         target = self.artifacts / artifact

@@ -7,12 +7,12 @@ import signal
 import pytest
 import torch
 
-from components.store.job import Terminated
+from components.errors import Terminated
 from components.train import checkpoint as checkpoint_room
 from components.train import stage
 from components.train.config import CONFIGS
+from components.train.distributed import World
 from components.train.loop import Training
-from components.train.world import World
 from tests.resume.small_training import ATTACKS, PER_EPOCH, Run, config_of, job_of, same
 
 
@@ -20,12 +20,12 @@ def _train(monkeypatch, job, before_step=None):
     """Runs the stage; `before_step(training)` may interrupt it. Returns every tensor and fact of the final state."""
     kept = []
     with monkeypatch.context() as patch:
-        step, finish = Training._step, stage._finish
+        train_step, finish = Training._step, stage._finish
 
         def watched(self, batch):
             if before_step is not None:
                 before_step(self)
-            step(self, batch)
+            train_step(self, batch)
 
         patch.setattr(Training, "_step", watched)
         patch.setattr(
@@ -253,9 +253,9 @@ def test_checkpoints_more_or_less_often_change_nothing(data, whole, tmp_path, mo
 
 def test_faithful_training_with_heavy_augmentation_goes_on_too(data, tmp_path, monkeypatch):
     """Its erased pixels lie outside [0, 1]; what the attack makes of them does not."""
-    from components.train import step
+    from components.train import train_step
 
-    seen, plain = [], step.find_adversarial
+    seen, plain = [], train_step.find_adversarial
 
     def watched(model, images, *args):
         found = plain(model, images, *args)
@@ -263,7 +263,7 @@ def test_faithful_training_with_heavy_augmentation_goes_on_too(data, tmp_path, m
         return found
 
     change = {"faithful": True, "augment": "heavy", "mixup": 0.0, "cutmix": 0.0}
-    monkeypatch.setattr(step, "find_adversarial", watched)
+    monkeypatch.setattr(train_step, "find_adversarial", watched)
     torch.set_num_threads(1)
     expected, _ = _train(monkeypatch, job_of(data, tmp_path / "whole", "adversarial", **change))
     with pytest.raises(Terminated):
@@ -303,7 +303,7 @@ def test_what_the_stage_leaves(data, whole, tmp_path, monkeypatch):
     )
     history = json.loads((tmp_path / "artifacts" / "history.json").read_text())
     assert [entry["epoch"] for entry in history] == [1, 2]
-    assert [step for step, _ in job.run.metrics] == [1, 2]
+    assert [train_step for train_step, _ in job.run.metrics] == [1, 2]
     assert result["held_out"] == 15
     assert result["weights"]["rule"] == "best probe"
     assert result["clean_accuracy"] == history[result["weights"]["epoch"] - 1]["clean_accuracy"]

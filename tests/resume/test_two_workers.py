@@ -102,7 +102,7 @@ def test_goes_on_with_another_number_of_workers(data, whole, tmp_path, monkeypat
     """A cluster that shrank or grew: the same batches and schedule, other sums."""
     import torch
 
-    from components.store.job import Terminated
+    from components.errors import Terminated
     from tests.resume.small_training import job_of
     from tests.resume.test_train_resume import _train
 

@@ -105,16 +105,16 @@ def test_a_home_that_is_a_file_is_said(tmp_path):
 
 
 def test_a_run_needs_the_training_packages_and_a_plan_does_not(tmp_path, monkeypatch):
-    from components.store.places import Places
-    from pipeline import preflight, running
+    from components.store.settings import StorageSettings
+    from pipeline import doctor, run_command
 
     monkeypatch.setenv("ROBUSTRAIN_HOME", str(tmp_path / "home"))
-    running.check_machine()
-    version = preflight._version
-    monkeypatch.setattr(preflight, "_version", lambda name: "" if name == "torch" else version(name))
+    run_command.check_machine()
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: "" if name == "torch" else version(name))
     with pytest.raises(UserError, match=r"training: not installed: torch.*pip install .*\[train\]"):
-        running.check_machine()
-    [training] = [f for f in preflight.examine(Places.from_environment()) if f.what == "training"]
+        run_command.check_machine()
+    [training] = [f for f in doctor.examine(StorageSettings.from_environment()) if f.what == "training"]
     assert training.state == "warning"
 
 
@@ -186,11 +186,11 @@ def test_a_damaged_data_base_is_said(tmp_path):
 
 
 def test_no_space_is_said_before_anything_runs(tmp_path, monkeypatch):
-    from components.store.places import Places
-    from pipeline import preflight
+    from components.store.settings import StorageSettings
+    from pipeline import doctor
 
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**8))
-    found = preflight.examine(Places.from_environment({}, home=tmp_path))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**8))
+    found = doctor.examine(StorageSettings.from_environment({}, home=tmp_path))
     [space] = [finding for finding in found if finding.what == "space"]
     assert space.state == "error"
     assert "0.1 GB free" in space.fact

@@ -86,7 +86,7 @@ def test_the_role_grants_exactly_what_the_launcher_asks_for() -> None:
     left = Cluster()
     left.put(NAME, body())
     with connected(left) as api:
-        cancel(MINE.run_id, settings=MINE, api=api)
+        cancel(MINE.run_id, namespace=MINE.namespace, timing=MINE.timing, api=api)
     for cluster in (good, bad, left):
         asked |= set(cluster.asked)
     assert asked == role()
@@ -106,7 +106,7 @@ def test_the_sample_is_what_the_launcher_renders() -> None:
         json.dumps(spec),
         stage="adversarial",
         kind="adversarial",
-        room="train",
+        package="train",
         fingerprint="0123456789abcdef" * 4,
         resources=Resources(cpus=32, memory_gib=256, gpus=4, workers=2, deadline_s=4 * 86_400),
         settings=settings,

@@ -37,7 +37,13 @@ CASES = {
 
 
 def make(settings: RayJobSettings = PLAIN, resources: Resources = SMALL, **more: str) -> dict:
-    words = {"stage": "adversarial", "kind": "adversarial", "room": "train", "spec": '{"name": "adversarial"}', **more}
+    words = {
+        "stage": "adversarial",
+        "kind": "adversarial",
+        "package": "train",
+        "spec": '{"name": "adversarial"}',
+        **more,
+    }
     spec = words.pop("spec")
     return render(spec, fingerprint=FINGERPRINT, resources=resources, settings=settings, **words)
 
@@ -154,15 +160,15 @@ def test_any_specification_arrives_whole(name: str) -> None:
 
 
 def test_the_entrypoint_has_no_word_a_shell_would_read() -> None:
-    entrypoint = make(room="evaluate", spec='{"name": "; rm -rf $HOME"}')["spec"]["entrypoint"]
+    entrypoint = make(package="evaluate", spec='{"name": "; rm -rf $HOME"}')["spec"]["entrypoint"]
     assert entrypoint == "python -m components.evaluate"
     assert all(shlex.quote(word) == word for word in entrypoint.split())
     with pytest.raises(AssertionError):
-        make(room="train; true")
+        make(package="train; true")
 
 
 def test_a_specification_too_large_for_a_variable_is_refused() -> None:
-    with pytest.raises(UserError, match="more than the 100000"):
+    with pytest.raises(UserError, match="takes 100000"):
         make(spec=json.dumps({"long": "x" * 100_001}))
 
 
@@ -201,18 +207,18 @@ def test_settings_come_from_the_environment() -> None:
     assert got.node_selector == {"gpu": "a100"}
     assert got.tolerations == ({"operator": "Exists"},)
     assert got.pull_secrets == ("a", "b")
-    assert got.timing.image_grace_s == 5
+    assert got.image_grace_s == 5
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "word"),
     [
-        ("ROBUSTRAIN_IMAGE", "", "no training image"),
+        ("ROBUSTRAIN_IMAGE", "", "is not set"),
         ("ROBUSTRAIN_NODE_SELECTOR", "gpu=a100", "is not JSON"),
-        ("ROBUSTRAIN_NODE_SELECTOR", "[]", "another shape"),
-        ("ROBUSTRAIN_TOLERATIONS", '["Exists"]', "another shape"),
+        ("ROBUSTRAIN_NODE_SELECTOR", "[]", "wrong shape"),
+        ("ROBUSTRAIN_TOLERATIONS", '["Exists"]', "wrong shape"),
         ("ROBUSTRAIN_BACKOFF_LIMIT", "many", "not a number"),
-        ("ROBUSTRAIN_BACKOFF_LIMIT", "-1", "is negative"),
+        ("ROBUSTRAIN_BACKOFF_LIMIT", "-1", "is less than 0"),
     ],
 )
 def test_wrong_settings_name_the_variable(variable: str, value: str, word: str) -> None:

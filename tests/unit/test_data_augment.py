@@ -10,10 +10,10 @@ import pytest
 
 from components.data.augment import HeavyAugmentation
 from components.data.beton_writer import BetonWriter
-from components.data.counter import sample_keys
 from components.data.encode_image import EncodeSettings, encode_pixels
 from components.data.loader import Loader, open_loader
 from components.data.manifest import DataManifest, SplitManifest, StoredFile
+from components.data.randomness import sample_keys
 from components.store.objects import ObjectStore
 
 N = 60

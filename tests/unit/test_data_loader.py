@@ -13,11 +13,11 @@ from PIL import Image
 from components.data import jpeg, loader
 from components.data.beton_format import HEADER, ROW
 from components.data.beton_writer import BetonWriter
-from components.data.counter import sample_keys
 from components.data.crop import CenterCrop, RandomCrop, random_boxes
 from components.data.encode_image import EncodeSettings, encode_pixels
 from components.data.loader import Loader, open_loader
 from components.data.manifest import DataManifest, SplitManifest, StoredFile
+from components.data.randomness import sample_keys
 from components.errors import UserError
 from components.store.objects import ObjectStore
 

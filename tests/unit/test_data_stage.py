@@ -24,7 +24,7 @@ class Run:
 
     def __init__(self, workdir: Path) -> None:
         self.workdir, self.saved, self.phases = workdir, {}, []
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.params: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
         workdir.mkdir(exist_ok=True)
@@ -32,8 +32,8 @@ class Run:
     def progress(self, *, phase: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         self.phases.append((phase, done, total))
 
-    def say(self, text: str) -> None:
-        self.said.append(text)
+    def info(self, text: str) -> None:
+        self.messages.append(text)
 
     def log_params(self, params: dict[str, Any]) -> None:
         self.params.update(params)
@@ -72,7 +72,7 @@ def test_a_folder_becomes_a_manifest_and_two_files(images: Path, tmp_path: Path)
         "val": 6,
     }
     assert "6 of 30 train images were held out" in result["notes"][0]
-    assert work.run.said == result["notes"]
+    assert work.run.messages == result["notes"]
     manifest = read_manifest(tmp_path / "work" / "manifest.json")
     assert work.run.saved == {"manifest.json": (tmp_path / "work" / "manifest.json").read_text()}
     assert manifest.classes == ("cat", "dog")

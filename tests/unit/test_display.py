@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from components.store.progress import Progress, read_said
+from components.store.progress import Progress, read_messages
 from pipeline.display import Display
 from pipeline.recipe import load
 
@@ -49,21 +49,21 @@ def test_no_figure_is_cut_off(width):
 
 def test_what_a_stage_says_is_passed_on_once(tmp_path):
     progress = Progress("adversarial", tmp_path)
-    progress.say("warning: training collapsed")
+    progress.info("warning: training collapsed")
     progress.report(phase="train", done=1, total=10)
     recipe, out = load("quickstart"), io.StringIO()
     display = Display(recipe, Console(file=out, width=100))
     for _ in range(2):
-        display.update({"adversarial": {**TRAINING, "said": read_said(progress.path)}})
+        display.update({"adversarial": {**TRAINING, "messages": read_messages(progress.path)}})
     assert out.getvalue().count("adversarial: warning: training collapsed") == 1
-    progress.say("continuing")
-    display.update({"adversarial": {**TRAINING, "said": read_said(progress.path)}})
+    progress.info("continuing")
+    display.update({"adversarial": {**TRAINING, "messages": read_messages(progress.path)}})
     assert out.getvalue().count("adversarial: continuing") == 1
 
 
 def test_a_line_that_is_being_written_waits(tmp_path):
     progress = Progress("digits", tmp_path)
-    progress.say("whole")
-    with (tmp_path / "digits.said").open("a") as file:
+    progress.info("whole")
+    with (tmp_path / "digits.messages").open("a") as file:
         file.write('"half')
-    assert read_said(progress.path) == ["whole"]
+    assert read_messages(progress.path) == ["whole"]

@@ -1,4 +1,4 @@
-"""One block under attack: sound verdicts, and a process that is left as it was."""
+"""One block under attack: sound verdicts, and a process whose state is preserved."""
 
 import logging
 import sys
@@ -10,10 +10,10 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from components.errors import UserError
-from components.evaluate import autoattack, library
-from components.evaluate.autoattack import attack_block
+from components.evaluate import pyautoattack_adapter
+from components.evaluate.attack import attack_block
+from components.evaluate.attack_monitor import MonitoredModel
 from components.evaluate.config import Threat
-from components.evaluate.observed import Watched
 
 
 def network(classes=10, seed=0):
@@ -50,11 +50,12 @@ def shortened(attack):
 @pytest.fixture
 def quick(monkeypatch):
     """The real attacks with few iterations, for what does not depend on their strength."""
-    monkeypatch.setattr(autoattack, "build", lambda *given, **named: shortened(library.build(*given, **named)))
+    build = pyautoattack_adapter.build
+    monkeypatch.setattr(pyautoattack_adapter, "build", lambda *given, **named: shortened(build(*given, **named)))
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-def test_every_broken_image_has_a_witness(norm, quick):
+def test_every_broken_image_has_a_verified_adversarial_image(norm, quick):
     model = network()
     images, labels = block(model, 24)
     labels[3] = (labels[3] + 1) % 10
@@ -91,7 +92,9 @@ def test_the_whole_attack_is_the_librarys_standard_version_to_the_last_bit(norm,
     model = network().requires_grad_(False)
     images, labels = block(model, 16)
     eps = middling(model, images, labels, norm)
-    reference = shortened(AutoAttack(Watched(model, lambda: None), norm=norm, eps=eps, version="standard", seed=7))
+    reference = shortened(
+        AutoAttack(MonitoredModel(model, lambda: None), norm=norm, eps=eps, version="standard", seed=7)
+    )
     state = torch.get_rng_state()
     adversarial, classes = reference.run_standard_evaluation(images.clone(), labels.clone(), batch_size=16)
     torch.set_rng_state(state)
@@ -101,7 +104,7 @@ def test_the_whole_attack_is_the_librarys_standard_version_to_the_last_bit(norm,
     assert torch.equal(found.adversarial, adversarial)
 
 
-def test_parts_get_the_survivors_and_say_whom_they_broke(quick):
+def test_parts_receive_the_survivors_and_record_which_images_they_broke(quick):
     model = network()
     images, labels = block(model, 30)
     eps = middling(model, images, labels, "Linf")
@@ -222,13 +225,15 @@ def test_a_model_for_another_number_of_classes_is_refused():
         attack_block(network(10), torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), Threat(eps=0.1), num_classes=7, seed=0)
 
 
-def test_a_witness_that_does_not_hold_counts_as_broken_and_is_counted(monkeypatch):
+def test_adversarial_image_that_does_not_hold_counts_as_broken_and_is_counted(monkeypatch):
     """No doubt may ever raise the robust accuracy."""
     model = network()
     images, labels = block(model, 4)
 
+    build = pyautoattack_adapter.build
+
     def cheating(watched, threat, **options):
-        attack = library.build(watched, threat, **options)
+        attack = build(watched, threat, **options)
         far = (images + 0.3).clamp(0, 1)
 
         def run(x, y, *, batch_size):
@@ -239,7 +244,7 @@ def test_a_witness_that_does_not_hold_counts_as_broken_and_is_counted(monkeypatc
         attack.run_standard_evaluation = run
         return attack
 
-    monkeypatch.setattr(autoattack, "build", cheating)
+    monkeypatch.setattr(pyautoattack_adapter, "build", cheating)
     found = attack_block(model, images, labels, Threat(eps=0.1), num_classes=10, seed=0)
     assert found.unverified == 1
     assert found.verdict[1] != "robust"
@@ -265,7 +270,7 @@ def test_what_a_model_keeps_of_its_answers_is_not_overwritten(quick):
     assert all(torch.isfinite(logits).all() for logits in model.kept)
 
 
-def test_the_librarys_doubts_about_a_model_are_kept(quick):
+def test_the_librarys_warnings_about_a_model_are_kept(quick):
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()

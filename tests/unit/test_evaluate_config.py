@@ -1,4 +1,4 @@
-"""What an evaluation can be told, and what it answers to what makes no sense."""
+"""The configuration of an evaluation, and the messages for values that make no sense."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from components.evaluate.config import EvaluateConfig, SweepConfig, Threat, radius_text
+from components.evaluate.config import EvaluateConfig, SweepConfig, Threat
 
 
 @pytest.mark.parametrize(("written", "value"), [("4/255", 4 / 255), ("0.15", 0.15), (2, 2.0), ("2", 2.0)])
@@ -34,14 +34,6 @@ def test_linf_radius_in_255_units_is_caught_with_the_remedy():
     assert Threat(norm="L1", eps=75).eps == 75
 
 
-@pytest.mark.parametrize(
-    ("eps", "text"),
-    [(4 / 255, "4/255"), (0.15, "0.15"), (2.0, "2"), (75.0, "75"), (1 / 255, "1/255"), (0.001, "0.001")],
-)
-def test_radius_is_written_as_people_write_it(eps, text):
-    assert radius_text(eps) == text
-
-
 def test_attack_words_are_known_whatever_their_case():
     assert Threat(eps=0.1, attack="AutoAttack").title == "AutoAttack Linf 0.1"
     assert Threat(eps=0.1, attack="APGD-CE+APGD-T").attack == "apgd-ce+apgd-t"
@@ -61,7 +53,7 @@ def test_the_same_threat_twice_is_refused():
 
 def test_a_threat_cannot_have_more_images_than_the_evaluation():
     with pytest.raises(ValidationError, match=r"more images than the evaluation has \(10\)"):
-        EvaluateConfig(model="a", n=10, threats=[{"eps": 0.1, "n": 11}])
+        EvaluateConfig(model="a", num_images=10, threats=[{"eps": 0.1, "num_images": 11}])
 
 
 def test_a_sweep_takes_resolutions_and_no_resolution():
@@ -81,12 +73,12 @@ def test_only_what_cannot_change_a_figure_stays_out_of_the_fingerprint():
         for name, field in SweepConfig.model_fields.items()
         if (field.json_schema_extra or {}).get("fingerprint") is False
     }
-    assert out == {"processes", "launcher", "device"}
+    assert out == {"num_processes", "launcher", "device"}
 
 
 def test_a_configuration_survives_json():
     config = SweepConfig(
-        model="a", resolutions=[32], threats=[{"norm": "L1", "eps": "12", "attack": "apgd-ce", "n": 4}]
+        model="a", resolutions=[32], threats=[{"norm": "L1", "eps": "12", "attack": "apgd-ce", "num_images": 4}]
     )
     assert SweepConfig.model_validate(config.model_dump(mode="json")) == config
 
@@ -96,3 +88,19 @@ def test_configuration_modules_are_light():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_estimated_time_counts_images_attacks_and_resolutions():
+    threats = [{"eps": 0.1, "attack": "apgd-ce"}, {"eps": 0.1, "num_images": 5}]
+    config = EvaluateConfig(model="a", num_images=10, threats=threats)
+    assert config.estimated_seconds == pytest.approx(10 * 0.15 + 5 * 2.0)
+    sweep = SweepConfig(model="a", num_images=10, threats=threats, resolutions=[32, 64])
+    assert sweep.estimated_seconds == pytest.approx(2 * config.estimated_seconds)
+
+
+def test_default_threats_are_those_of_the_paper():
+    assert [threat.title for threat in EvaluateConfig(model="a").threats] == [
+        "AutoAttack Linf 4/255",
+        "AutoAttack L2 2",
+        "AutoAttack L1 75",
+    ]

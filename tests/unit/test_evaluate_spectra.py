@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from components.evaluate.config import EvaluateConfig
-from components.evaluate.radial import radial_power, rings
-from components.evaluate.spectra import FILTER_GRID, gradient_spectrum, stem_spectra
+from components.evaluate.spectra import FILTER_GRID, gradient_spectrum, radial_power, rings, stem_spectra
 from components.fingerprint import fingerprinted
 from components.models.build import build_model
 

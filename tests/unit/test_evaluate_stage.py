@@ -1,4 +1,4 @@
-"""The evaluate and sweep stages from encoded images to figures, with real attacks of few iterations."""
+"""The evaluate and sweep stages from encoded images to results, with real attacks of few iterations."""
 
 import json
 
@@ -8,14 +8,14 @@ from PIL import Image
 
 import components.models  # noqa: F401
 from components.errors import UserError
-from components.evaluate import autoattack, library
+from components.evaluate import pyautoattack_adapter, unit_worker
 from components.models.build import build_model
 from components.models.card import ModelCard
 from components.models.weights import save_model
 
 KEYS = [
+    "kind",
     "stage",
-    "name",
     "model",
     "stem",
     "dataset",
@@ -30,19 +30,21 @@ KEYS = [
 ]
 THREATS = [
     {"norm": "Linf", "eps": "20/255", "attack": "apgd-ce+apgd-t"},
-    {"norm": "L2", "eps": 2.0, "attack": "apgd-ce", "n": 9},
+    {"norm": "L2", "eps": 2.0, "attack": "apgd-ce", "num_images": 9},
 ]
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
+    build = pyautoattack_adapter.build
+
     def short(*given, **named):
-        attack = library.build(*given, **named)
+        attack = build(*given, **named)
         for part in (attack.apgd, attack.apgd_targeted):
             part.n_iter = part.n_iter_orig = 3
         return attack
 
-    monkeypatch.setattr(autoattack, "build", short)
+    monkeypatch.setattr(pyautoattack_adapter, "build", short)
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def trained(run_stage, digits):
 
 
 def evaluated(run_stage, trained, digits, kind="evaluate", **changes):
-    config = {"model": "net", "n": 20, "threats": THREATS, "batch_size": 8, "gallery": 3, **changes}
+    config = {"model": "net", "num_images": 20, "threats": THREATS, "batch_size": 8, "gallery": 3, **changes}
     return run_stage(kind, config, {"model": trained, "data": digits})
 
 
@@ -95,12 +97,12 @@ def read(stage, name):
     return json.loads(stage.path(f"results/{name}.json").read_text())
 
 
-def test_figures_verdicts_and_gallery(run_stage, trained, digits):
+def test_results_verdicts_and_gallery(run_stage, trained, digits):
     stage = evaluated(run_stage, trained, digits)
     found, images = read(stage, "results"), read(stage, "verdicts")["resolutions"][0]["images"]
     first, second = found["rows"]
     assert [list(row)[: len(KEYS)] for row in found["rows"]] == [KEYS, KEYS]
-    assert (first["stage"], first["name"], first["model"], first["stem"], first["dataset"]) == (
+    assert (first["kind"], first["stage"], first["model"], first["stem"], first["dataset"]) == (
         "pretrain",
         "net",
         "convnext_micro",
@@ -132,7 +134,7 @@ def test_figures_verdicts_and_gallery(run_stage, trained, digits):
     _gallery(stage, images)
 
 
-def test_spectra_are_measured_only_when_asked_for_and_change_no_figure(run_stage, trained, digits):
+def test_spectra_are_measured_only_when_asked_for_and_change_no_result(run_stage, trained, digits):
     plain = evaluated(run_stage, trained, digits, threats=THREATS[1:], gallery=0)
     more = evaluated(run_stage, trained, digits, threats=THREATS[1:], gallery=0, spectra=True)
     assert not plain.has("results/spectra.json")
@@ -169,8 +171,10 @@ def _gallery(stage, images):
 
 
 def test_images_do_not_depend_on_the_block_size_or_the_recipes_seed(run_stage, trained, digits):
-    one = evaluated(run_stage, trained, digits, threats=[{"eps": 0.001, "attack": "apgd-ce"}], n=6)
-    other = evaluated(run_stage, trained, digits, threats=[{"eps": 0.001, "attack": "apgd-ce"}], n=6, batch_size=3)
+    one = evaluated(run_stage, trained, digits, threats=[{"eps": 0.001, "attack": "apgd-ce"}], num_images=6)
+    other = evaluated(
+        run_stage, trained, digits, threats=[{"eps": 0.001, "attack": "apgd-ce"}], num_images=6, batch_size=3
+    )
     sets = [
         [(i["index"], i["label"], i["clean_prediction"]) for i in read(s, "verdicts")["resolutions"][0]["images"]]
         for s in (one, other)
@@ -186,7 +190,7 @@ def test_a_sweep_keeps_images_and_radii(run_stage, trained, digits):
         digits,
         kind="sweep",
         resolutions=[32, 48],
-        n=5,
+        num_images=5,
         threats=[{"norm": "L2", "eps": 0.1, "attack": "apgd-ce"}],
         gallery=0,
     )
@@ -206,8 +210,8 @@ def test_a_sweep_keeps_images_and_radii(run_stage, trained, digits):
         ({"split": "train", "threats": [{"norm": "L1", "eps": 1}], "resolution": 24}, "cannot"),
     ],
 )
-def test_what_cannot_be_measured_is_said_before_any_work(run_stage, trained, digits, changes, message, monkeypatch):
-    monkeypatch.setattr("components.evaluate.stage.opened", lambda *_: pytest.fail("work began"))
+def test_impossible_threats_are_refused_before_any_work(run_stage, trained, digits, changes, message, monkeypatch):
+    monkeypatch.setattr("components.evaluate.stage.open_executor", lambda *_: pytest.fail("work began"))
     with pytest.raises(UserError, match=message):
         evaluated(run_stage, trained, digits, **changes)
 
@@ -216,12 +220,12 @@ def test_a_model_of_other_classes_is_refused(run_stage, trained):
     shapes = run_stage(
         "encode", {"source": "shapes", "side": 32, "mode": "raw", "limit_train": 40, "limit_val": 40}, name="shapes"
     )
-    with pytest.raises(UserError, match="'net' knows 10 classes and the data set 'shapes'"):
+    with pytest.raises(UserError, match="'net' has 10 classes and the data set 'shapes'"):
         evaluated(run_stage, trained, shapes)
 
 
 def test_an_interrupted_evaluation_goes_on_from_its_blocks(run_stage, trained, digits, monkeypatch):
-    real, done = autoattack.attack_block, []
+    real, done = unit_worker.attack_block, []
 
     def counted(*given, **named):
         if len(done) == 2:
@@ -229,12 +233,12 @@ def test_an_interrupted_evaluation_goes_on_from_its_blocks(run_stage, trained, d
         done.append(len(given[1]))
         return real(*given, **named)
 
-    monkeypatch.setattr("components.evaluate.bench.attack_block", counted)
-    changes = {"processes": 1, "threats": THREATS[:1]}
+    monkeypatch.setattr("components.evaluate.unit_worker.attack_block", counted)
+    changes = {"num_processes": 1, "threats": THREATS[:1]}
     with pytest.raises(KeyboardInterrupt):
         evaluated(run_stage, trained, digits, **changes)
     monkeypatch.setattr(
-        "components.evaluate.bench.attack_block", lambda *g, **n: done.append(len(g[1])) or real(*g, **n)
+        "components.evaluate.unit_worker.attack_block", lambda *g, **n: done.append(len(g[1])) or real(*g, **n)
     )
     stage = evaluated(run_stage, trained, digits, **changes)
     assert sum(done) == 20, "blocks that were done are not done again"

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from components.errors import UserError
-from components.store.places import Places
+from components.store.settings import StorageSettings
 from pipeline import experiments
 from pipeline.local import Outcome
 from pipeline.recipe import load, names
@@ -19,7 +19,7 @@ TITLES = ("stem", "initialisation", "steps", "frontier", "pretraining", "low-res
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBUSTRAIN_HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    return Places.from_environment()
+    return StorageSettings.from_environment()
 
 
 def ended(folder, name, ok=True):
@@ -32,7 +32,7 @@ def ended(folder, name, ok=True):
     return Outcome("run", ok, stages, folder / "log", [], str(report))
 
 
-def test_the_page_links_a_copy_of_every_report_and_says_what_failed(home, tmp_path):
+def test_the_page_links_a_copy_of_every_report_and_names_what_failed(home, tmp_path):
     def run(recipe):
         if recipe.name == "frontier-small":
             raise UserError("another run is under way", remedy="wait")
@@ -46,19 +46,19 @@ def test_the_page_links_a_copy_of_every_report_and_says_what_failed(home, tmp_pa
     links = [one.get("href") for one in root.iter("a")]
     assert links == ["experiments/steps-small.html", "experiments/pretraining-small.html"]
     assert all((home.home / link).is_file() for link in links)
-    said = " ".join("".join(root.itertext()).split())
+    text = " ".join("".join(root.itertext()).split())
     for words in (
         "Why steps-small?",
         "steps-small <shows> it.",
         "stage a failed: no <luck>; log: a.log",
         "another run is",
     ):
-        assert words in said
-    assert "Not complete: frontier-small, stem-small failed." in said
+        assert words in text
+    assert "Not complete: frontier-small, stem-small failed." in text
     assert not [one for one in root.iter() if one.tag in {"script", "link", "img"}]
 
 
-def test_a_recipe_that_does_not_load_is_said_before_anything_runs():
+def test_a_recipe_that_does_not_load_is_an_error_before_anything_runs():
     with pytest.raises(UserError, match="did you mean 'steps-small'"):
         experiments.load_all(["stem-small", "steps-smal"])
 
@@ -101,7 +101,7 @@ def test_exit_status_is_nonzero_when_one_failed(home, monkeypatch, capsys):
 
     entry = experiments.Entry("steps-small", "", 1.0, problem="stage a failed")
     monkeypatch.setattr(cli, "check_machine", lambda: None)
-    monkeypatch.setattr(experiments, "run_all", lambda recipes, places, run: (home.home / "experiments.html", [entry]))
+    monkeypatch.setattr(experiments, "run_all", lambda recipes, storage, run: (home.home / "experiments.html", [entry]))
     with pytest.raises(typer.Exit) as ended:
         cli.experiments(["steps-small"])
     assert ended.value.exit_code == 1

@@ -3,7 +3,7 @@
 import pytest
 
 from components.errors import UserError
-from components.store.job import StageSpec
+from components.store.spec import StageSpec
 from components.store.tracking import Tracking
 from pipeline import kfp_step
 from pipeline.recipe import build
@@ -13,10 +13,10 @@ from tests.recipes import small
 
 
 @pytest.fixture
-def here(places, monkeypatch):
-    for name, value in places.environment().items():
+def here(storage, monkeypatch):
+    for name, value in storage.environment().items():
         monkeypatch.setenv(name, value)
-    return places
+    return storage
 
 
 def encoding():
@@ -31,9 +31,9 @@ def test_a_step_runs_again_what_the_environment_names(here, monkeypatch):
     assert kfp_step.run_step(encoding(), []) != first
 
 
-def on_a_cluster(places, monkeypatch, run="0123-4567"):
+def on_a_cluster(storage, monkeypatch, run="0123-4567"):
     monkeypatch.setenv(kfp_step.KFP_RUN_VARIABLE, run)
-    return Tracking(places)
+    return Tracking(storage)
 
 
 def test_cluster_steps_share_one_parent(here, monkeypatch):
@@ -115,7 +115,7 @@ def test_stages_with_resources_are_launched_as_rayjobs(here, monkeypatch, config
     monkeypatch.setattr(rayjob, "launch", lambda text, **asked: seen.update(asked, text=text))
     spec = StageSpec(name="adversarial", kind="adversarial", config=config, seed=0, fingerprint="f" * 64, run_id="r")
     kfp_step.launch_rayjob(spec, STAGES["adversarial"], here.logs / "x.log")
-    assert (seen["room"], seen["stage"]) == ("train", "adversarial")
+    assert (seen["package"], seen["stage"]) == ("train", "adversarial")
     assert (seen["resources"].workers, seen["resources"].workers_min) == workers
     assert StageSpec.model_validate_json(seen["text"]) == spec
 

@@ -23,9 +23,9 @@ def recipe():
 
 
 @pytest.fixture
-def launched(places, monkeypatch):
+def launched(storage, monkeypatch):
     """Names of the stages that were launched; `work` (name -> function) replaces the work of some."""
-    for name, value in places.environment().items():
+    for name, value in storage.environment().items():
         monkeypatch.setenv(name, value)
     seen = Launched()
 
@@ -45,45 +45,45 @@ class Launched(list):
         self.work, self.preloaded = {}, []
 
 
-def run(recipe, places, **options):
-    return local.run_here(recipe, places, watch=options.pop("watch", lambda reports: None), **options)
+def run(recipe, storage, **options):
+    return local.run_here(recipe, storage, watch=options.pop("watch", lambda reports: None), **options)
 
 
 def states(outcome):
     return {name: report["state"] for name, report in outcome.stages.items()}
 
 
-def last_state(places):
-    return Tracking(places).last_pipeline_runs()[0]["state"]
+def last_state(storage):
+    return Tracking(storage).last_pipeline_runs()[0]["state"]
 
 
-def test_all_stages_are_run_then_reused_without_any_other_process(recipe, places, launched):
-    first = run(recipe, places)
+def test_all_stages_are_run_then_reused_without_any_other_process(recipe, storage, launched):
+    first = run(recipe, storage)
     assert first.ok
     assert states(first) == {"digits": "complete", "more": "complete"}
     assert sorted(launched) == ["digits", "more"]
     assert launched.preloaded
     launched.clear()
     launched.preloaded.clear()
-    second = run(recipe, places)
+    second = run(recipe, storage)
     assert second.ok
     assert states(second) == {"digits": "reused", "more": "reused"}
     assert second.stages["digits"]["run_id"] == first.stages["digits"]["run_id"]
     assert second.stages["digits"]["origin"] == first.run_id
     assert (launched, launched.preloaded) == ([], [])
-    assert last_state(places) == "complete"
-    assert Tracking(places).stages_of(second.run_id)["more"] == (first.stages["more"]["run_id"], "reused")
+    assert last_state(storage) == "complete"
+    assert Tracking(storage).stages_of(second.run_id)["more"] == (first.stages["more"]["run_id"], "reused")
 
 
-def test_again_runs_a_finished_stage_once_more(recipe, places, launched):
-    run(recipe, places)
+def test_again_runs_a_finished_stage_once_more(recipe, storage, launched):
+    run(recipe, storage)
     launched.clear()
-    outcome = run(recipe, places, again=("more",))
+    outcome = run(recipe, storage, again=("more",))
     assert states(outcome) == {"digits": "reused", "more": "complete"}
     assert launched == ["more"]
 
 
-def test_a_failure_asks_the_other_stages_to_end_and_is_the_one_message(recipe, places, launched):
+def test_a_failure_asks_the_other_stages_to_end_and_is_the_one_message(recipe, storage, launched):
     stopped, working = threading.Event(), threading.Event()
 
     def works(children):
@@ -98,45 +98,45 @@ def test_a_failure_asks_the_other_stages_to_end_and_is_the_one_message(recipe, p
         raise UserError("the images are blue", where="digits", remedy="paint them")
 
     launched.work = {"digits": fails, "more": works}
-    outcome = run(recipe, places, jobs=2)
+    outcome = run(recipe, storage, jobs=2)
     assert not outcome.ok
     assert stopped.is_set()
     assert states(outcome) == {"digits": "failed", "more": "stopped"}
     failed = outcome.failed()
     assert (failed["stage"], failed["user"]) == ("digits", True)
     assert failed["error"] == "digits: the images are blue. paint them."
-    assert last_state(places) == "failed"
+    assert last_state(storage) == "failed"
 
 
-def test_a_killed_stage_is_no_mistake_of_the_user(recipe, places, launched):
+def test_a_killed_stage_is_no_mistake_of_the_user(recipe, storage, launched):
     def killed(children):
         raise ChildFailed("its process was ended by SIGKILL; the log is x")
 
     launched.work = {"digits": killed}
-    failed = run(recipe, places, jobs=1).failed()
+    failed = run(recipe, storage, jobs=1).failed()
     assert (failed["user"], failed["error"]) == (False, "its process was ended by SIGKILL; the log is x")
 
 
-def test_the_death_of_the_forkserver_is_no_stages_failure(recipe, places, launched):
+def test_the_death_of_the_forkserver_is_no_stages_failure(recipe, storage, launched):
     def died(children):
         raise ForkserverDied("the process that starts the stages was killed")
 
     launched.work = {"digits": died}
-    outcome = run(recipe, places, jobs=1)
+    outcome = run(recipe, storage, jobs=1)
     assert outcome.failed() is None
     assert (outcome.ok, outcome.user, outcome.cause) == (False, False, "the process that starts the stages was killed")
 
 
-def test_an_error_before_any_stage_is_the_cause_and_its_trace_is_in_the_log(recipe, places, launched):
-    (places.home / "mlflow.db").write_bytes(b"no data base" * 1000)
-    outcome = run(recipe, places)
+def test_an_error_before_any_stage_is_the_cause_and_its_trace_is_in_the_log(recipe, storage, launched):
+    (storage.home / "mlflow.db").write_bytes(b"no data base" * 1000)
+    outcome = run(recipe, storage)
     assert (outcome.ok, outcome.user, outcome.run_id) == (False, True, "")
     assert "move the file away" in outcome.cause
     assert "Traceback" in outcome.log.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_stages_and_becomes_an_interrupt(recipe, places, launched, number):
+def test_a_signal_ends_the_stages_and_becomes_an_interrupt(recipe, storage, launched, number):
     ended = threading.Event()
 
     def works(children):
@@ -149,15 +149,15 @@ def test_a_signal_ends_the_stages_and_becomes_an_interrupt(recipe, places, launc
     launched.work = {"digits": works}
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, places, jobs=1)
+        run(recipe, storage, jobs=1)
     assert signal.getsignal(number) is before
     assert ended.wait(20)
     launched.work = {}
-    assert states(run(recipe, places)) == {"digits": "complete", "more": "complete"}
+    assert states(run(recipe, storage)) == {"digits": "complete", "more": "complete"}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_that_python_drops_ends_the_run(recipe, places, launched):
+def test_an_interrupt_that_python_drops_ends_the_run(recipe, storage, launched):
     """An exception that a handler raises inside a finaliser, for one, is only printed."""
 
     def interrupted_in_a_finaliser(reports):
@@ -169,29 +169,29 @@ def test_an_interrupt_that_python_drops_ends_the_run(recipe, places, launched):
         Finaliser()
 
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, places, watch=interrupted_in_a_finaliser)
+        run(recipe, storage, watch=interrupted_in_a_finaliser)
 
 
-def test_an_unknown_runner_is_refused_with_its_name(recipe, places):
+def test_an_unknown_runner_is_refused_with_its_name(recipe, storage):
     with pytest.raises(UserError, match=r"--runner: unknown runner, did you mean 'kfp'\? \(got 'kpf'\)"):
-        run(recipe, places, runner="kpf")
+        run(recipe, storage, runner="kpf")
 
 
-def test_a_second_run_in_the_same_home_is_refused(recipe, places, launched):
+def test_a_second_run_in_the_same_home_is_refused(recipe, storage, launched):
     def second(reports):
         with pytest.raises(UserError, match=f"process {os.getpid()} is already running a pipeline here"):
-            run(recipe, places)
+            run(recipe, storage)
 
-    assert run(recipe, places, watch=second).ok
+    assert run(recipe, storage, watch=second).ok
 
 
-def test_children_get_the_run_and_an_equal_share_of_the_cores(recipe, places, monkeypatch, tmp_path):
+def test_children_get_the_run_and_an_equal_share_of_the_cores(recipe, storage, monkeypatch, tmp_path):
     monkeypatch.setattr(local, "available_cores", lambda: 8)
     monkeypatch.setenv("ROBUSTRAIN_MARK", "kept")
     monkeypatch.setenv("MLFLOW_RUN_ID", "somebody's")
-    environment = local._Run(recipe, places, (), 2, tmp_path)._environment()
+    environment = local._Run(recipe, storage, (), 2, tmp_path)._environment()
     assert environment["ROBUSTRAIN_CORES"] == "4"
     assert environment["ROBUSTRAIN_LIVE"] == str(tmp_path)
     assert environment["ROBUSTRAIN_MARK"] == "kept"
-    assert environment.items() >= places.environment().items()
+    assert environment.items() >= storage.environment().items()
     assert "MLFLOW_RUN_ID" not in environment

@@ -12,8 +12,7 @@ from timm.data import resolve_model_data_config
 
 from components.errors import UserError
 from components.models import REGISTERED
-from components.models.convstem import ConvStem
-from components.models.stems import find_stem
+from components.models.convstem import ConvStem, find_stem
 
 CVST = [
     f"{name}_cvst"

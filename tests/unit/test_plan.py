@@ -1,14 +1,14 @@
 """The plan says what a run would do: where runs are looked for, how long a stage worked, and what --again leaves alone."""
 
 import time
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from components.errors import UserError
-from components.store.job import StageSpec, execute
-from components.store.places import Places
+from components.store.execute import execute
+from components.store.settings import StorageSettings
+from components.store.spec import StageSpec
 from components.store.tracking import Tracking
 from pipeline.plan import fingerprints, kept_behind, plan
 from pipeline.recipe import build
@@ -20,48 +20,48 @@ def recipe():
     return build(small(promote={"model": "adversarial", "evaluation": "evaluate"}))
 
 
-def complete(places, recipe, names, work=lambda job: {}):
+def complete(storage, recipe, names, work=lambda job: {}):
     """Finishes stages in name only."""
-    tracking, prints = Tracking(places), fingerprints(recipe, places.cache)
+    tracking, prints = Tracking(storage), fingerprints(recipe, storage.cache)
     runs = {}
     for name in names:
         stage = recipe.stages[name]
         spec = StageSpec(name=name, kind=stage.kind.name, config={}, seed=0, fingerprint=prints[name])
         runs[name] = tracking.begin(spec)
-        execute(spec.model_copy(update={"run_id": runs[name]}), places, work)
+        execute(spec.model_copy(update={"run_id": runs[name]}), storage, work)
     return runs
 
 
-def decided(places, recipe, *again):
-    return {stage.name: stage for stage in plan(recipe, places, again)}
+def decided(storage, recipe, *again):
+    return {stage.name: stage for stage in plan(recipe, storage, again)}
 
 
-def test_runs_are_looked_for_where_they_are_kept(places, recipe, tmp_path):
+def test_runs_are_looked_for_where_they_are_kept(storage, recipe, tmp_path):
     """A data base named by MLFLOW_TRACKING_URI, and no file in the home."""
-    elsewhere = replace(places, home=tmp_path / "new-home")
+    elsewhere = storage.model_copy(update={"home": tmp_path / "new-home"})
     complete(elsewhere, recipe, ["digits"])
     assert not (elsewhere.home / "mlflow.db").exists()
     assert decided(elsewhere, recipe)["digits"].action == "reuse"
 
 
 def test_a_fresh_home_has_no_data_base(tmp_path):
-    home = Places.from_environment({}, home=tmp_path)
+    home = StorageSettings.from_environment({}, home=tmp_path)
     assert home.is_fresh
-    assert not Places.from_environment(
+    assert not StorageSettings.from_environment(
         {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/other.db"}, home=tmp_path
     ).is_fresh
     (tmp_path / "mlflow.db").touch()
     assert not home.is_fresh
 
 
-def test_stages_behind_one_that_runs_again_are_reused_and_the_plan_says_so(places, recipe):
-    complete(places, recipe, ["digits", "pretrain", "adversarial"])
-    found = decided(places, recipe, "pretrain")
+def test_stages_behind_one_that_runs_again_are_reused_and_the_plan_says_so(storage, recipe):
+    complete(storage, recipe, ["digits", "pretrain", "adversarial"])
+    found = decided(storage, recipe, "pretrain")
     assert (found["pretrain"].action, found["pretrain"].why) == ("run", "asked for again")
     assert found["adversarial"].action == "reuse"
     assert found["adversarial"].why.endswith("though pretrain runs again: its fingerprint is the same")
     assert "again" not in found["digits"].why
-    assert "again" not in decided(places, recipe)["adversarial"].why
+    assert "again" not in decided(storage, recipe)["adversarial"].why
 
 
 def test_whatever_depends_on_a_stage_that_runs_again_is_named(recipe):
@@ -69,19 +69,19 @@ def test_whatever_depends_on_a_stage_that_runs_again_is_named(recipe):
     assert found == {"adversarial": ["pretrain"], "promote": ["pretrain", "evaluate"]}
 
 
-def test_the_newest_run_is_used_after_a_stage_was_run_again(places, recipe):
-    first = complete(places, recipe, ["digits"])
-    again = complete(places, recipe, ["digits"])
+def test_the_newest_run_is_used_after_a_stage_was_run_again(storage, recipe):
+    first = complete(storage, recipe, ["digits"])
+    again = complete(storage, recipe, ["digits"])
     assert first != again
-    assert decided(places, recipe)["digits"].run_id == again["digits"]
+    assert decided(storage, recipe)["digits"].run_id == again["digits"]
 
 
-def test_pauses_are_no_work(places, recipe, monkeypatch):
+def test_pauses_are_no_work(storage, recipe, monkeypatch):
     """Tried for 40 s, left alone for a week, then 20 s of work: it took a minute."""
     clock = {"now": 1000.0}
     fake = SimpleNamespace(monotonic=lambda: clock["now"], time=time.time)
     monkeypatch.setattr("components.store.run.time", fake)
-    tracking, spec = Tracking(places), StageSpec(name="digits", kind="encode", config={}, seed=0, fingerprint="a" * 64)
+    tracking, spec = Tracking(storage), StageSpec(name="digits", kind="encode", config={}, seed=0, fingerprint="a" * 64)
     spec = spec.model_copy(update={"run_id": tracking.begin(spec)})
 
     def fails(job):
@@ -93,22 +93,22 @@ def test_pauses_are_no_work(places, recipe, monkeypatch):
         return {}
 
     with pytest.raises(UserError):
-        execute(spec, places, fails)
+        execute(spec, storage, fails)
     clock["now"] += 7 * 24 * 3600
     tracking.begin(spec, adopt=spec.run_id)
-    execute(spec, places, works)
+    execute(spec, storage, works)
     assert tracking.last_duration("digits") == 60.0
 
 
-def test_a_run_that_completes_later_no_longer_tells_its_old_error(places):
-    tracking, spec = Tracking(places), StageSpec(name="digits", kind="encode", config={}, seed=0, fingerprint="a" * 64)
+def test_a_run_that_completes_later_no_longer_tells_its_old_error(storage):
+    tracking, spec = Tracking(storage), StageSpec(name="digits", kind="encode", config={}, seed=0, fingerprint="a" * 64)
     spec = spec.model_copy(update={"run_id": tracking.begin(spec)})
 
     def fails(job):
         raise UserError("no", remedy="mend it")
 
     with pytest.raises(UserError):
-        execute(spec, places, fails)
+        execute(spec, storage, fails)
     assert tracking.client.get_run(spec.run_id).data.tags["stage_error"] == "no. mend it."
-    execute(spec, places, lambda job: {})
+    execute(spec, storage, lambda job: {})
     assert "stage_error" not in tracking.client.get_run(spec.run_id).data.tags

@@ -5,12 +5,13 @@ import json
 import pytest
 
 from components.errors import UserError
-from components.promote.card import model_card
 from components.promote.config import PromoteConfig
-from components.promote.gate import Decision
-from components.promote.judged import judged_figure
+from components.promote.gate import Decision, JudgedResult, judged_result, result_to_compare
+from components.promote.registry_card import model_card
 from components.promote.stage import run
+from components.result_rows import read_results, read_verdicts
 from components.store.registry import Registry
+from tests.result_documents import results_document, row_document, verdicts_document, worst_case_document
 
 MODEL = {
     "name": "convnext_micro",
@@ -22,55 +23,46 @@ MODEL = {
 }
 
 
+THREATS = [("Linf", 4 / 255, "AutoAttack"), ("L2", 2.0, "APGD-CE")]
+NOTE = "targets capped at classes - 1 = 4: FAB-T 4 instead of 9"
+
+
 def row(robust, n=50, norm="Linf", eps=4 / 255, attack="AutoAttack"):
-    return {
-        "stage": "adversarial",
-        "name": "net",
-        "model": "convnext_micro",
-        "stem": "conv",
-        "dataset": "digits",
-        "resolution": 32,
-        "norm": norm,
-        "eps": eps,
-        "attack": attack,
-        "n": n,
-        "clean_accuracy": 0.96,
-        "robust_accuracy": robust / n,
-        "interval": [max(0, robust / n - 0.1), min(1, robust / n + 0.1)],
-        "details": {
-            "attack_library": "pyautoattack 0.2.0",
-            "images_digest": "d",
-            "precision": "fp32",
-            "seed": 0,
-            "batch_size": 64,
-            "targets_note": "targets capped at classes - 1 = 4: FAB-T 4 instead of 9",
-        },
-    }
+    return row_document(
+        stage="net",
+        model="convnext_micro",
+        dataset="digits",
+        resolution=32,
+        norm=norm,
+        eps=eps,
+        attack=attack,
+        n=n,
+        clean_accuracy=0.96,
+        robust_accuracy=robust / n,
+        interval=[max(0, robust / n - 0.1), min(1, robust / n + 0.1)],
+        details={"images_digest": "d", "targets_note": NOTE},
+    )
 
 
 def results(robust, run_id="r", weights="", **changes):
-    return {
-        "rows": [row(robust, **changes), row(3, norm="L2", eps=2.0, attack="APGD-CE")],
-        "union": [
-            {"norms": ["Linf", "L2"], "n": 50, "resolution": 32, "robust_accuracy": 0.06, "interval": [0.02, 0.16]}
-        ],
-        "conditions": {
-            "dataset": "digits",
-            "model_run": run_id,
-            "model_sha256": weights,
-            "images_digest": "d",
-            "resolutions": [32],
-        },
-    }
+    return results_document(
+        [row(robust, **changes), row(3, norm="L2", eps=2.0, attack="APGD-CE")],
+        [worst_case_document(n=50, resolution=32, robust_accuracy=0.06, interval=[0.02, 0.16])],
+        dataset="digits",
+        model_run=run_id,
+        model_sha256=weights,
+        images_digest="d",
+        resolutions=[32],
+    )
 
 
 def verdicts(robust, n=50):
-    threats = [
-        {"norm": "Linf", "eps": 4 / 255, "attack": "autoattack"},
-        {"norm": "L2", "eps": 2.0, "attack": "apgd-ce"},
-    ]
-    images = [{"verdicts": ["robust" if k < robust else "APGD-CE", "robust" if k < 3 else "wrong"]} for k in range(n)]
-    return {"resolutions": [{"resolution": 32, "threats": threats, "images": images}]}
+    words = [("robust" if k < robust else "APGD-CE", "robust" if k < 3 else "wrong") for k in range(n)]
+    return verdicts_document(THREATS, words, resolution=32)
+
+
+def judged(document, found, config):
+    return judged_result(read_results(document, where="e"), read_verdicts(found, where="e"), config)
 
 
 def rules(**changes):
@@ -78,7 +70,7 @@ def rules(**changes):
 
 
 @pytest.fixture
-def promoted(run_stage, places):
+def promoted(run_stage, storage):
     """`promoted(robust images, seed, **rules)`: trains, evaluates and promotes in name only; everything else is real."""
 
     def go(robust, seed, evaluated_run=None, evaluated_weights="", **changes):
@@ -112,15 +104,15 @@ def promoted(run_stage, places):
             stage,
             {"model": net, "evaluation": judged},
             seed=seed,
-            function=lambda job: run(job, Registry(places)),
+            function=lambda job: run(job, Registry(storage)),
         )
 
     go.again = again
     return go
 
 
-def test_only_a_better_model_becomes_champion(promoted, places):
-    registry = Registry(places)
+def test_only_a_better_model_becomes_champion(promoted, storage):
+    registry = Registry(storage)
     first, answer = promoted(30, 1)
     assert answer.result["promoted"] is True
     assert registry.champion("digits-net").run_id == registry.challenger("digits-net").run_id == first.run_id
@@ -139,12 +131,12 @@ def test_only_a_better_model_becomes_champion(promoted, places):
     assert "Promoted to champion" in answer.path("model_card.md").read_text()
 
 
-def test_judging_the_champion_again_leaves_it_champion(promoted, places):
+def test_judging_the_champion_again_leaves_it_champion(promoted, storage):
     net, first = promoted(30, 1)
-    answer = promoted.again(*promoted.last, 1, significant=True, margin=0.5)
+    answer = promoted.again(*promoted.last, 1, significant=True, min_robust_gain=0.5)
     assert answer.result["promoted"] is True
     assert answer.result["version"] == first.result["version"]
-    registry = Registry(places)
+    registry = Registry(storage)
     assert registry.champion("digits-net").run_id == net.run_id
     assert registry.get("digits-net", "previous") is None
 
@@ -160,19 +152,76 @@ def test_an_evaluation_of_the_same_weights_from_another_run_counts(promoted):
     assert answer.result["promoted"] is True
 
 
-def test_the_judged_figure_is_the_one_that_was_named():
-    found = judged_figure(results(30), verdicts(30), rules())
+def test_the_judged_result_is_the_one_that_was_named():
+    found = judged(results(30), verdicts(30), rules())
     assert (found.norm, found.robust_accuracy, sum(found.robust), len(found.robust)) == ("Linf", 0.6, 30, 50)
-    other = judged_figure(results(30), verdicts(30), rules(norm="L2", eps="2"))
+    other = judged(results(30), verdicts(30), rules(norm="L2", eps="2"))
     assert (other.norm, other.attack, sum(other.robust)) == ("L2", "APGD-CE", 3)
-    with pytest.raises(UserError, match=r"no figure to judge.*Linf 0\.0156863 by AutoAttack, L2 2 by APGD-CE"):
-        judged_figure(results(30), verdicts(30), rules(norm="L1"))
+    with pytest.raises(UserError, match=r"no result to judge.*Linf 4/255 by AutoAttack, L2 2 by APGD-CE"):
+        judged(results(30), verdicts(30), rules(norm="L1"))
 
 
 def test_the_strongest_attack_on_a_threat_is_judged():
     document = results(30)
     document["rows"].insert(0, row(40, attack="APGD-CE"))
-    assert judged_figure(document, verdicts(30), rules()).robust_accuracy == 0.6
+    assert judged(document, verdicts(30), rules()).robust_accuracy == 0.6
+
+
+def compared(document, **changes):
+    """The champion's result that is chosen for a challenger judged under the first threat, with some of it changed."""
+    challenger = judged(results(30), verdicts(30), rules()).model_copy(update=changes)
+    return result_to_compare(read_results(document, where="e"), read_verdicts(verdicts(20), where="e"), challenger)
+
+
+def test_the_champions_result_under_the_challengers_threat_is_compared():
+    found = compared(results(20))
+    assert isinstance(found, JudgedResult)
+    assert (found.norm, found.robust_accuracy, sum(found.robust)) == ("Linf", 0.4, 20)
+    assert compared(results(20), norm="L2", eps=2.0, attack="APGD-CE").norm == "L2"
+
+
+def test_a_champion_without_the_challengers_threat_gives_its_nearest_result():
+    assert compared(results(20), norm="L2", eps=1.0).eps == 2.0
+    assert compared(results(20, attack="APGD-CE")).attack == "APGD-CE"
+
+
+def test_the_champions_verdicts_are_read_from_the_evaluation_that_its_tag_names(promoted, storage):
+    promoted(30, 1)
+    registry = Registry(storage)
+    champion = registry.champion("digits-net")
+    _, evaluation = promoted.last
+    assert champion.tags["evaluation_run"] == evaluation.run_id
+    assert all(len(value) < 100 for value in champion.tags.values())
+    _, answer = promoted(31, 2)
+    difference = json.loads(answer.path("decision.json").read_text())["difference"]
+    assert (difference["n"], difference["only_first"], difference["only_second"]) == (50, 1, 0)
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed", "run deleted"])
+def test_a_champion_whose_evaluation_cannot_be_read_is_never_replaced_unseen(promoted, storage, damage):
+    first, _ = promoted(30, 1)
+    _, evaluation = promoted.last
+    path = evaluation.path("results/verdicts.json")
+    if damage == "changed":
+        path.write_text(path.read_text().replace("robust", "APGD-CE"))
+    elif damage == "removed":
+        path.unlink()
+    else:
+        client = Registry(storage)._client
+        client.set_model_version_tag("digits-net", "1", "evaluation_run", "0" * 32)
+    _, answer = promoted(45, 2)
+    assert answer.result["promoted"] is False
+    assert any("left no result to compare with" in reason for reason in answer.result["reasons"])
+    assert Registry(storage).champion("digits-net").run_id == first.run_id
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"), [("any", "any"), ("autoattack", "AutoAttack"), ("APGD-CE", "APGD-CE"), ("Any", "any")]
+)
+def test_the_attack_that_is_asked_for_is_one_of_the_registry(written, kept):
+    assert rules(attack=written).attack == kept
+    with pytest.raises(ValueError, match="choose one of any, AutoAttack"):
+        rules(attack="pgd")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "-x", "a b"])
@@ -185,7 +234,7 @@ def card(**changes):
     given = {
         "name": "digits-net",
         "model": MODEL,
-        "results": results(30),
+        "results": read_results(results(30), where="e"),
         "decision": Decision(False, ["clean accuracy fine"], ["robust accuracy too low"]),
         "intended_use": "reading digits",
         "lineage": {"run": "abc"},
@@ -193,7 +242,7 @@ def card(**changes):
     return model_card(**{**given, **changes})
 
 
-def test_the_card_says_figures_with_conditions_use_and_decision():
+def test_the_card_has_results_with_conditions_use_and_decision():
     text = card()
     assert "| 32 px | Linf | 4/255 | AutoAttack | 50 | 96.0 % | 60.0 % | 50.0 % to 70.0 % |" in text
     assert "| 32 px | L2 | 2 | APGD-CE | 50 | 96.0 % | 6.0 % |" in text
@@ -201,7 +250,7 @@ def test_the_card_says_figures_with_conditions_use_and_decision():
         "reading digits",
         "not certified",
         "targets capped",
-        "Worst case over Linf, L2",
+        "Worst case over Linf 4/255, L2 2, image by image: 6.0 % (2.0 % to 16.0 %, n = 50, 32 px)",
         "- images digest: d",
         "- run: abc",
         "floor(resolution / 0.875)",

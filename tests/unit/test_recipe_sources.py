@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from components.errors import UserError
-from components.radius import parse_radius
+from components.threats import parse_radius
+from pipeline.citations import annotated
 from pipeline.recipe import build, document_of, load, names
-from pipeline.showing import annotated
 from tests.recipes import small
 
 PAPER = sorted(name for name, path in names().items() if path.parent.name == "paper")

@@ -10,7 +10,7 @@ from pipeline.recipe import build
 from pipeline.scheduler import Scheduler, critical_path, estimated_seconds, max_parallel
 from tests.recipes import small
 
-EVALUATION = {"model": "adversarial", "n": 10, "threats": [{"eps": 0.1, "attack": "apgd-ce"}]}
+EVALUATION = {"model": "adversarial", "num_images": 10, "threats": [{"eps": 0.1, "attack": "apgd-ce"}]}
 
 
 def recipe(**changes):

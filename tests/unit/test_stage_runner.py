@@ -6,8 +6,9 @@ import threading
 import pytest
 
 from components.errors import UserError
-from components.store.claims import claim
-from components.store.job import StageSpec, execute
+from components.store.execute import execute
+from components.store.locks import file_lock
+from components.store.spec import StageSpec
 from components.store.tracking import Tracking
 from pipeline import stage_runner
 from pipeline.recipe import build
@@ -17,10 +18,10 @@ from tests.recipes import small
 
 
 @pytest.fixture
-def here(places, monkeypatch):
-    for name, value in places.environment().items():
+def here(storage, monkeypatch):
+    for name, value in storage.environment().items():
         monkeypatch.setenv(name, value)
-    return places
+    return storage
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def run(here, tracking):
     """Brings the stage of a definition to completion in this process; returns its token."""
 
     def token(definition, launch=stage_runner.launch_in_process, **options):
-        options = {"places": here, "tracking": tracking, "launch": launch, **options}
+        options = {"storage": here, "tracking": tracking, "launch": launch, **options}
         return stage_runner.run_stage(definition, [], **options).token
 
     return token
@@ -174,7 +175,7 @@ def test_a_stage_waits_while_another_process_works_on_it(here, run, tmp_path):
             run(encoding(), live=tmp_path, stop=stop)
         ended.append(True)
 
-    with claim(lock):
+    with file_lock(lock):
         thread = threading.Thread(target=wait)
         thread.start()
         thread.join(1)

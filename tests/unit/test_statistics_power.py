@@ -2,8 +2,7 @@
 
 import pytest
 
-from components.statistics import images_needed, paired_difference, smallest_difference, wilson
-from components.statistics.paired import from_counts
+from components.statistics import from_counts, images_needed, paired_difference, smallest_difference, wilson
 
 
 def verdicts(both, only_first, only_second, neither):

@@ -7,8 +7,8 @@ from components.store.registry import CHAMPION, Registry
 
 
 @pytest.fixture
-def registry(places):
-    return Registry(places)
+def registry(storage):
+    return Registry(storage)
 
 
 def test_a_model_or_alias_that_is_absent_is_none(registry):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from components.errors import UserError
-from components.store.digests import FileDigest
-from components.store.job import ParentRef, StageSpec, execute
+from components.files import FileDigest
+from components.store.execute import execute
 from components.store.objects import ObjectStore
+from components.store.spec import ParentRef, StageSpec
 from components.store.tracking import Tracking
 
 PRINT = "ab" * 32
@@ -25,8 +26,8 @@ def work(job):
 
 
 @pytest.fixture
-def tracking(places):
-    return Tracking(places)
+def tracking(storage):
+    return Tracking(storage)
 
 
 @pytest.fixture
@@ -43,9 +44,9 @@ def test_unknown_fingerprint_is_absent(tracking):
     assert tracking.find(PRINT).state == "absent"
 
 
-def test_finished_run_is_found_and_read(tracking, spec, places):
+def test_finished_run_is_found_and_read(tracking, spec, storage):
     assert tracking.find(PRINT).state == "interrupted"
-    execute(spec, places, work)
+    execute(spec, storage, work)
     found = tracking.find(PRINT)
     assert (found.state, found.run_id) == ("complete", spec.run_id)
     read = tracking.finished(parent(spec), "init")
@@ -63,14 +64,14 @@ def test_a_run_from_the_environment_is_adopted_on_a_cluster_only(tracking, spec,
     assert (tracking.begin(spec.model_copy(update={"run_id": ""})) == spec.run_id) is adopted
 
 
-def test_non_finite_metrics_are_left_out(tracking, spec, places):
-    execute(spec, places, work)
+def test_non_finite_metrics_are_left_out(tracking, spec, storage):
+    execute(spec, storage, work)
     assert tracking.client.get_run(spec.run_id).data.metrics == {"accuracy": 0.5}
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove", "manifest", "manifest-gone"])
-def test_damaged_outputs_are_not_reused(tracking, spec, places, damage):
-    execute(spec, places, work)
+def test_damaged_outputs_are_not_reused(tracking, spec, storage, damage):
+    execute(spec, storage, work)
     folder = tracking.artifacts(tracking.client.get_run(spec.run_id)).folder
     output, manifest = folder / "sub/numbers.json", folder / "manifest-of-outputs.json"
     {
@@ -85,8 +86,8 @@ def test_damaged_outputs_are_not_reused(tracking, spec, places, damage):
     assert found.reason
 
 
-def test_reader_refuses_a_changed_output(tracking, spec, places):
-    execute(spec, places, work)
+def test_reader_refuses_a_changed_output(tracking, spec, storage):
+    execute(spec, storage, work)
     read = tracking.finished(parent(spec), "init")
     (read.artifacts.folder / "sub/numbers.json").write_text("[1, 2, 4]")
     with pytest.raises(UserError, match=r"numbers\.json has another sha256"):
@@ -95,13 +96,13 @@ def test_reader_refuses_a_changed_output(tracking, spec, places):
         read.path("nothing.json")
 
 
-def test_failed_stage_says_why_and_is_continued(tracking, spec, places):
+def test_failed_stage_says_why_and_is_continued(tracking, spec, storage):
     def broken(job):
         (job.run.workdir / "kept").write_text("from the first try")
         raise UserError("no such thing", where="here", remedy="mend it")
 
     with pytest.raises(UserError):
-        execute(spec, places, broken)
+        execute(spec, storage, broken)
     found = tracking.find(PRINT)
     assert (found.state, found.run_id) == ("interrupted", spec.run_id)
     assert found.reason == "here: no such thing. mend it."
@@ -112,7 +113,7 @@ def test_failed_stage_says_why_and_is_continued(tracking, spec, places):
         seen.update(attempt=job.run.attempt, kept=(job.run.workdir / "kept").read_text())
         return {}
 
-    execute(again, places, second)
+    execute(again, storage, second)
     assert seen == {"attempt": 2, "kept": "from the first try"}
     assert tracking.find(PRINT).run_id == spec.run_id
 
@@ -122,7 +123,7 @@ def test_unfinished_parent_is_refused(tracking, spec):
         tracking.finished(parent(spec))
 
 
-def test_pipeline_runs_that_this_home_left_open_are_closed_and_no_others(tracking, places, monkeypatch):
+def test_pipeline_runs_that_this_home_left_open_are_closed_and_no_others(tracking, storage, monkeypatch):
     left, done = (tracking.open_pipeline_run("p", {}, {}) for _ in range(2))
     tracking.close_pipeline_run(done, state="complete")
     with monkeypatch.context() as elsewhere:
@@ -134,29 +135,29 @@ def test_pipeline_runs_that_this_home_left_open_are_closed_and_no_others(trackin
     assert tracking.client.get_run(left).info.status == "FAILED"
 
 
-def test_newest_complete_run_wins(tracking, spec, places):
+def test_newest_complete_run_wins(tracking, spec, storage):
     """Whoever ran a finished stage once more wants what came of it."""
     second = spec.model_copy(update={"run_id": tracking.begin(spec)})
-    execute(second, places, work)
-    execute(spec, places, work)
+    execute(second, storage, work)
+    execute(spec, storage, work)
     assert tracking.find(PRINT).run_id == second.run_id
 
 
-def test_checkpoints_are_no_outputs(tracking, spec, places):
+def test_checkpoints_are_no_outputs(tracking, spec, storage):
     def keeps(job):
         path = job.run.workdir / "state.bin"
         path.write_bytes(b"x")
         job.run.save(path, "checkpoints/00000001/state.bin")
         return {}
 
-    execute(spec, places, keeps)
+    execute(spec, storage, keeps)
     artifacts = tracking.artifacts(tracking.client.get_run(spec.run_id))
     assert artifacts.fetch("checkpoints/00000001/state.bin").read_bytes() == b"x"
     assert not [name for name in artifacts.manifest() if name.startswith("checkpoints")]
 
 
 @pytest.mark.parametrize(("damage", "same_times"), [(b"x" * 99, False), (b"y" * 100, False), (b"y" * 100, True)])
-def test_lost_object_means_the_stage_is_not_reused(tracking, spec, places, damage, same_times):
+def test_lost_object_means_the_stage_is_not_reused(tracking, spec, storage, damage, same_times):
     refs = []
 
     def stores(job):
@@ -165,7 +166,7 @@ def test_lost_object_means_the_stage_is_not_reused(tracking, spec, places, damag
         refs.append(job.objects.put(path, "data/train.beton"))
         return {}
 
-    execute(spec, places, stores)
+    execute(spec, storage, stores)
     assert tracking.find(PRINT).state == "complete"
     path = Path(refs[0].uri)
     before = path.stat()
@@ -177,12 +178,12 @@ def test_lost_object_means_the_stage_is_not_reused(tracking, spec, places, damag
     assert "train.beton is missing or is not what was stored" in found.reason
 
 
-def test_full_disk_is_said_as_something_to_mend(tracking, spec, places):
+def test_full_disk_is_said_as_something_to_mend(tracking, spec, storage):
     def full(job):
         raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/weights.safetensors")
 
     with pytest.raises(UserError, match=r"/somewhere/weights\.safetensors: no space is left.*ROBUSTRAIN_HOME"):
-        execute(spec, places, full)
+        execute(spec, storage, full)
     assert tracking.find(PRINT).state == "interrupted"
 
 
@@ -190,7 +191,7 @@ def test_an_object_that_has_not_changed_is_not_read_again(tmp_path, monkeypatch)
     store, read = ObjectStore(str(tmp_path / "objects"), tmp_path / "cache"), []
     (tmp_path / "file").write_bytes(b"abc")
     ref = store.put(tmp_path / "file", "a/b")
-    monkeypatch.setattr("components.store.verified.differs", lambda path, digest: read.append(path) or "")
+    monkeypatch.setattr("components.store.objects.mismatch", lambda path, digest: read.append(path) or "")
     later = ObjectStore(str(tmp_path / "objects"), tmp_path / "cache")
     assert later.holds(ref, deep=True)
     assert read == []

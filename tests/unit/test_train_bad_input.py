@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from components.errors import UserError
 from components.train.config import AdversarialConfig, PretrainConfig
-from components.train.initial import initial_model
-from components.train.selection import describe_split
+from components.train.initial_model import initial_model
+from components.train.validation import describe_split
 from tests.small_training import NETWORK, SMALL
 
 
@@ -99,10 +99,10 @@ def _of_tag(monkeypatch, tag, *, classes=1000, **change):
     """The arguments that the network of a tag is built with; nothing is fetched."""
     import torch
 
-    from components.train import initial
+    from components.train import initial_model as loading
 
     asked = {}
-    monkeypatch.setattr(initial, "build_model", lambda name, **given: asked.update(given) or torch.nn.Identity())
+    monkeypatch.setattr(loading, "build_model", lambda name, **given: asked.update(given) or torch.nn.Identity())
     config = PretrainConfig.model_validate(
         {"data": "digits", "init": f"timm:{tag}", "model": {"name": "vit_base"}, **change}
     )

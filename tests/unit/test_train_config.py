@@ -6,7 +6,8 @@ from pydantic import ValidationError
 
 from components.errors import UserError
 from components.fingerprint import fingerprinted
-from components.radius import LARGEST, check_radius
+from components.threats import NORMS, check_radius
+from components.train.batch import mixed, threat_at
 from components.train.config import (
     CONFIGS,
     AdversarialConfig,
@@ -16,7 +17,6 @@ from components.train.config import (
     RadiusConfig,
     TransferConfig,
 )
-from components.train.preparing import mixed, threat_at
 
 
 def _adversarial(**change):
@@ -39,7 +39,7 @@ def test_l1_and_l2_radii_of_the_paper_are_accepted():
     assert wide.probe.other_norms == {"L2": 4, "Linf": 1}
 
 
-@pytest.mark.parametrize("norm", LARGEST)
+@pytest.mark.parametrize("norm", NORMS)
 def test_the_papers_radii_fit_and_255_times_them_do_not(norm):
     paper = {"Linf": 4 / 255, "L2": 2.0, "L1": 75.0}[norm]
     for radius in (paper, 2 * paper, 20 * paper if norm != "Linf" else 1.0):

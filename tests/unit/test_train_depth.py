@@ -8,8 +8,8 @@ from timm.layers import DropPath
 from torch import nn
 
 from components.models import build_model
-from components.train.step import Precision, Threat, train_step
 from components.train.stochastic_depth import RowDropPath, draw_depth, own_depth
+from components.train.train_step import Precision, Threat, train_step
 from tests.small_training import NETWORK
 
 CPU = torch.device("cpu")

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from components.store.job import StageJob, StageSpec
+from components.store.execute import StageJob
 from components.store.objects import ObjectStore
+from components.store.spec import StageSpec
 from components.train.config import PretrainConfig
+from components.train.distributed import World
 from components.train.images import TrainImages
-from components.train.world import World
 
 
 @pytest.fixture
-def first_batch(run_stage, places):
+def first_batch(run_stage, storage):
     data = run_stage("encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 80, "limit_val": 20})
 
     def batch(epoch=0, **changes):
@@ -20,7 +21,7 @@ def first_batch(run_stage, places):
             data="encode", resolution=32, batch_size=32, threads=1, epochs=2, warmup_epochs=1, **changes
         )
         spec = StageSpec(name="pretrain", kind="pretrain", config={}, seed=0, fingerprint="0" * 64)
-        job = StageJob(spec, {"data": data}, None, ObjectStore(places.objects_uri, places.cache))
+        job = StageJob(spec, {"data": data}, None, ObjectStore(storage.objects_uri, storage.cache))
         images = TrainImages(job, config, World(rank=0, size=1, device=torch.device("cpu")), seed=0)
         with images.train.epoch(epoch) as batches:
             found = next(iter(batches))

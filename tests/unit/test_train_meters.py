@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from components.models import build_model, forward_macs
-from components.train import cost
+from components.train import throughput
 from components.train.config import AdversarialConfig
-from components.train.exposition import Exposition, open_exposition
-from components.train.meter import Meter
-from components.train.step import Outcome, Threat
-from components.train.telling import Telling, note
+from components.train.metrics import Meter, Telling, note
+from components.train.prometheus import Exposition, open_exposition
+from components.train.train_step import Outcome, Threat
 from tests.small_training import NETWORK, SMALL, encoded, job, train
 
 
@@ -29,13 +28,13 @@ from tests.small_training import NETWORK, SMALL, encoded, job, train
 )
 def test_what_a_step_costs(threat, forwards):
     """Clean 3 forwards, APGD-2 8, without the choice of the best iterate 7."""
-    assert cost.forwards(threat) == forwards
+    assert throughput.forwards(threat) == forwards
 
 
 @pytest.mark.parametrize("threat", [Threat("Linf", 0.1, 2), Threat("Linf", 0.1, 1, kind="fgsm"), None])
 def test_a_steps_cost_is_what_it_runs(threat):
     """Against a count of the forwards that a real step makes: attack gradients count twice, the update three times."""
-    from components.train.step import Precision, train_step
+    from components.train.train_step import Precision, train_step
 
     calls = []
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).train()
@@ -52,17 +51,17 @@ def test_a_steps_cost_is_what_it_runs(threat):
         precision=Precision("cpu"),
         global_batch=2,
     )
-    assert sum(calls) + 1 == cost.forwards(threat), "the update's backward also goes by the weights"
+    assert sum(calls) + 1 == throughput.forwards(threat), "the update's backward also goes by the weights"
 
 
 def test_flops_are_counted_from_the_network():
     model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, **NETWORK["kwargs"])
-    assert cost.step_flops(model, Threat("Linf", 0.1, 2), resolution=32) == 16 * forward_macs(model, 32) > 0
+    assert throughput.step_flops(model, Threat("Linf", 0.1, 2), resolution=32) == 16 * forward_macs(model, 32) > 0
 
 
 def test_a_cpus_peak_is_not_guessed():
-    assert cost.measured_peak(torch.device("cpu"), torch.float32) is None
-    assert 0.05 < cost.memory_gib(torch.device("cpu")) < 100
+    assert throughput.measured_peak(torch.device("cpu"), torch.float32) is None
+    assert 0.05 < throughput.memory_gib(torch.device("cpu")) < 100
 
 
 def test_figures_are_means_over_images():

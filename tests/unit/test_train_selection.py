@@ -7,7 +7,7 @@ import pytest
 from components.models import read_card
 from components.train.config import PretrainConfig
 from components.train.images import split_indices
-from components.train.selection import describe_choice, describe_split, score
+from components.train.validation import describe_choice, describe_split, score
 from tests.small_training import encoded, job, train
 
 SPLIT = {"of": "train", "images": 20}

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from components.store.job import Terminated
+from components.errors import Terminated
 from components.train import signals
 from components.train.signals import StopRequests
 

@@ -3,7 +3,7 @@
 import pytest
 
 from components.train.config import HealthConfig
-from components.train.signatures import REMEDIES, findings, sound
+from components.train.failure_signatures import REMEDIES, findings, sound
 
 HEALTHY = {
     "clean_accuracy": 0.6,

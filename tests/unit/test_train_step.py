@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from components.attack.apgd import apgd
 from components.train.seeds import derive, row_noise, seed_step
-from components.train.step import Precision, Threat, find_adversarial, train_step
+from components.train.train_step import Precision, Threat, find_adversarial, train_step
 
 CPU = Precision("cpu")
 

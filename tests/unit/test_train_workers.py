@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from components.errors import UserError
 from components.fingerprint import fingerprinted
 from components.train.config import AdversarialConfig
-from components.train.worker_range import workers_for
+from components.train.workers import workers_for
 from tests.small_training import NETWORK, encoded, job, train
 
 
@@ -108,7 +108,7 @@ def test_dropout_of_the_first_weights_is_refused_too(tmp_path):
     from types import SimpleNamespace
 
     from components.models import ModelCard, build_model, save_model
-    from components.train.initial import initial_model
+    from components.train.initial_model import initial_model
 
     kwargs = {**NETWORK["kwargs"], "drop_rate": 0.2}
     model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, **kwargs)
@@ -140,16 +140,16 @@ def test_a_cluster_that_can_grow_is_asked_to_and_given_two_minutes(monkeypatch, 
     import ray
     import ray.autoscaler.sdk
 
-    from components.train import worker
+    from components.train import ray_trainer
     from components.train.signals import StopRequests
 
     now, asked = [0.0], []
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": grows_to if now[0] >= at else 1})
     monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(len(bundles)))
-    monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(worker.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(ray_trainer.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ray_trainer.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     config = _config(workers="1-4", device="cpu")
-    assert worker._workers_now(config, StopRequests(), patient=True) == (False, taken)
+    assert ray_trainer._workers_now(config, StopRequests(), patient=True) == (False, taken)
     assert set(asked) == {4}
     assert now[0] == (60 if taken == 4 else 120)

@@ -1,4 +1,4 @@
-"""A finished run as the report gets it: two stems trained clean and under attack, evaluated, swept, with a gallery."""
+"""A finished run as the report reads it: two stems trained clean and under attack, evaluated, swept, with a gallery."""
 
 from __future__ import annotations
 
@@ -12,44 +12,38 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.stage import ReportStage
+from components.report.data import ReportStage
+from components.result_rows import Conditions, ResultRow, WorstCaseRow
+from components.stage_records import GalleryEntry
+from components.statistics import wilson
+from tests.result_documents import CONDITIONS, gallery_document, row_document
 
 WRITTEN = datetime(2025, 3, 14, 15, 9, tzinfo=UTC)
 
 
-def wilson(right: int, n: int) -> list[float]:
-    z = 1.959964
-    centre = (right + z * z / 2) / (n + z * z)
-    half = z * math.sqrt(right * (n - right) / n + z * z / 4) / (n + z * z)
-    return [max(0.0, centre - half), min(1.0, centre + half)]
+def row(name: str, kind: str, stem: str, norm: str, eps: float, robust: int, **more: Any) -> ResultRow:
+    n, standard = more.pop("n", 100), norm == "Linf" and eps == 0.15
+    document = row_document(
+        details={"attack_version": "standard" if standard else "parts of standard"},
+        kind=kind,
+        stage=name,
+        model="convnext_micro",
+        stem=stem,
+        dataset="digits",
+        resolution=32,
+        norm=norm,
+        eps=eps,
+        attack="AutoAttack" if standard else "APGD-CE+APGD-T",
+        n=n,
+        clean_accuracy=0.95,
+        robust_accuracy=robust / n,
+        interval=wilson(robust, n),
+    )
+    return ResultRow.model_validate(document | more)
 
 
-def row(name: str, kind: str, stem: str, norm: str, eps: float, robust: int, **more: Any) -> dict[str, Any]:
-    n = more.pop("n", 100)
-    base: dict[str, Any] = {
-        "stage": kind,
-        "name": name,
-        "model": "convnext_micro",
-        "stem": stem,
-        "dataset": "digits",
-        "resolution": 32,
-        "norm": norm,
-        "eps": eps,
-        "attack": "AutoAttack" if norm == "Linf" and eps == 0.15 else "APGD-CE+APGD-T",
-        "n": n,
-        "clean_accuracy": 0.95,
-        "robust_accuracy": robust / n,
-        "interval": wilson(robust, n),
-        "details": {
-            "attack_library": "pyautoattack 0.2.0",
-            "attack_version": "standard" if norm == "Linf" and eps == 0.15 else "parts of standard",
-            "precision": "fp32",
-            "targets_note": "",
-            "unverified": 0,
-            "warnings": [],
-        },
-    }
-    return base | more
+def conditions(**more: Any) -> Conditions:
+    return Conditions.model_validate({**CONDITIONS, "dataset": "digits", "classes": 10, "resolutions": [32], **more})
 
 
 def png(side: int, shade: Callable[[int, int], tuple[int, int, int]]) -> bytes:
@@ -68,11 +62,23 @@ def evaluated(name: str, kind: str, stem: str, clean: float, robust: list[int]) 
         row(name, kind, stem, norm, eps, right, clean_accuracy=clean)
         for (norm, eps), right in zip(threats, robust, strict=True)
     ]
-    union = row(name, kind, stem, "", 0.0, min(robust[1], robust[3], robust[4]) - (2 if robust[1] > 2 else 0))
-    union |= {"clean_accuracy": clean, "attack": "AutoAttack / APGD-CE+APGD-T"}
-    for key in ("norm", "eps", "details"):
-        del union[key]
-    union["threats"] = [{"norm": "Linf", "eps": 0.15}, {"norm": "L2", "eps": 1.0}, {"norm": "L1", "eps": 10.0}]
+    survivors = min(robust[1], robust[3], robust[4]) - (2 if robust[1] > 2 else 0)
+    worst_threats = [("Linf", 0.15, "AutoAttack"), ("L2", 1.0, "APGD-CE+APGD-T"), ("L1", 10.0, "APGD-CE+APGD-T")]
+    worst = WorstCaseRow(
+        kind=kind,
+        stage=name,
+        model="convnext_micro",
+        stem=stem,
+        dataset="digits",
+        resolution=32,
+        norms=("Linf", "L2", "L1"),
+        threats=[{"norm": norm, "eps": eps, "attack": attack} for norm, eps, attack in worst_threats],
+        attack="AutoAttack / APGD-CE+APGD-T",
+        n=100,
+        clean_accuracy=clean,
+        robust_accuracy=survivors / 100,
+        interval=wilson(survivors, 100),
+    )
     return ReportStage(
         name=f"evaluate-{name}",
         kind="evaluate",
@@ -82,16 +88,8 @@ def evaluated(name: str, kind: str, stem: str, clean: float, robust: list[int]) 
         config={"model": name, "n": 100},
         result={"robust_accuracy": robust[1] / 100},
         rows=rows,
-        union=[union],
-        conditions={
-            "precision": "fp32",
-            "attack_library": "pyautoattack 0.2.0",
-            "images": "100 of the split val, drawn with seed 0",
-            "interval": "Wilson score interval, 95 %",
-            "device": "cpu",
-            "resolutions": [32],
-            "model_sha256": (name.encode().hex() * 9)[:64],
-        },
+        worst_cases=[worst],
+        conditions=conditions(model_sha256=(name.encode().hex() * 9)[:64]),
     )
 
 
@@ -120,7 +118,7 @@ def trained(name: str, kind: str, stem: str, epochs: int, robust: float | None, 
     )
 
 
-def gallery(folder: Path) -> list[dict[str, Any]]:
+def gallery(folder: Path) -> list[GalleryEntry]:
     samples = []
     for i in range(6):
 
@@ -141,8 +139,9 @@ def gallery(folder: Path) -> list[dict[str, Any]]:
             path = folder / f"{i}-{title}.png"
             path.write_bytes(png(32, shade))
             paths[title] = str(path)
-        seen = {"label": i, "clean_prediction": i, "adversarial_prediction": i if i % 3 else (i + 3) % 10}
-        samples.append(seen | {"norm": "Linf", "eps": 0.15, "amplification": 3.333} | paths)
+        other = i if i % 3 else (i + 3) % 10
+        seen = {"label": str(i), "clean_prediction": str(i), "adversarial_prediction": str(other)}
+        samples.append(GalleryEntry.model_validate(gallery_document(index=i, **seen, **paths)))
     return samples
 
 
@@ -196,6 +195,6 @@ def sample(folder: Path) -> list[ReportStage]:
             state="ran",
             config={"model": "adversarial", "resolutions": [24, 32, 40, 48]},
             rows=sweep_rows,
-            conditions={"precision": "fp32", "attack_library": "pyautoattack 0.2.0", "resolutions": [24, 32, 40, 48]},
+            conditions=conditions(resolutions=[24, 32, 40, 48]),
         ),
     ]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.page import render
+from components.report.page import render
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -43,7 +43,9 @@ addEventListener('load', () => {
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_wider_than_the_window(recipe, stages, tmp_path: Path, width: int):
     long = replace(
-        stages[7], name="evaluate-" + "long" * 40, rows=[{**row, "name": "long" * 40} for row in stages[7].rows]
+        stages[7],
+        name="evaluate-" + "long" * 40,
+        rows=[row.model_copy(update={"stage": "long" * 40}) for row in stages[7].rows],
     )
     stages = [*stages, long]
     found = measured(render(recipe, stages, datetime(2025, 3, 14, tzinfo=UTC)), width, tmp_path)

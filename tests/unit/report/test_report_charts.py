@@ -1,25 +1,40 @@
-"""Charts: valid SVG, marks where the figures are, text that stays readable, every model told apart without colour."""
+"""Charts: valid SVG, marks where the figures are, text that stays readable, every model distinct without colour."""
 
 from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from pipeline.report.charts import radius_charts, sweep_charts, tradeoff_charts
-from pipeline.report.curves import curve_cards
-from pipeline.report.measurement import measurements
-from pipeline.report.plots import WIDTH, Axis, Point, Series, chart, fraction_axis, key_mark, mark, number_axis
+from components.report.charts import Figure, curve_charts, radius_charts, sweep_charts, tradeoff_charts
+from components.report.data import ReportStage, measurements
+from components.report.page import render
+from components.report.sections import MOST_SAMPLES
+from components.report.svg import (
+    WIDTH,
+    Axis,
+    Point,
+    Series,
+    chart,
+    element,
+    fraction_axis,
+    interval_bar,
+    key_mark,
+    mark,
+    number_axis,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def charts_of(markup: list[str]) -> list[ET.Element]:
-    found = [one for text in markup for one in ET.fromstring(f"<div>{text}</div>").iter(f"{SVG}svg")]
+def charts_of(figures: list[Figure]) -> list[ET.Element]:
+    found = [ET.fromstring(drawing) for figure in figures for drawing in figure.drawings]
     assert found
+    assert {one.tag for one in found} == {f"{SVG}svg"}
     return found
 
 
@@ -28,7 +43,7 @@ def drawn(stages) -> list[ET.Element]:
     rows, styles = measurements(stages, sweep=False), {"pretrain": 0, "adversarial": 2, "adversarial-patch": 3}
     sweep = measurements(stages, sweep=True)
     made = [*radius_charts(rows, styles), *tradeoff_charts(rows, styles), *sweep_charts(sweep, styles)]
-    return charts_of([*made, *curve_cards(stages, styles)])
+    return charts_of([*made, *curve_charts(stages, styles)])
 
 
 def test_every_chart_can_be_read_without_seeing_it(drawn):
@@ -77,10 +92,13 @@ def test_a_mark_stands_where_its_figure_is():
 
 
 def test_radius_lines_begin_at_the_clean_accuracy_and_keep_the_strongest_attack(stages):
-    weak = replace(stages[7], rows=[{**stages[7].rows[1], "attack": "APGD-CE", "robust_accuracy": 0.99}])
-    text = "".join(radius_charts(measurements([stages[7], weak]), {"adversarial": 0}))
+    row = stages[7].rows[1].model_copy(update={"attack": "APGD-CE", "robust_accuracy": 0.99})
+    weak = replace(stages[7], name="weak", rows=[row])
+    figures = radius_charts(measurements([stages[7], weak]), {"adversarial": 0})
+    text = "".join(drawing for figure in figures for drawing in figure.drawings)
     assert "adversarial: clean 95.0" in text
-    assert "APGD-CE, n" not in text.split("<figure>")[1].split("</desc>")[1]
+    assert figures[0].title == "Linf"
+    assert "APGD-CE, n" not in figures[0].drawings[0].split("</desc>")[1]
 
 
 def test_styles_differ_in_shape_and_colour():
@@ -112,27 +130,54 @@ def test_epochs_are_whole():
 
 def test_a_long_history_stays_small(stages):
     long = replace(stages[3], history=[{"epoch": i, "loss": 1.0 / i} for i in range(1, 30_000)])
-    (card,) = curve_cards([long], {})
-    assert len(card) < 40_000
-    assert "epoch 29999" in card
-    (line,) = re.findall(r'<polyline points="([^"]*)"', card)
+    (figure,) = curve_charts([long], {})
+    (drawing,) = figure.drawings
+    assert len(drawing) < 40_000
+    assert "epoch 29999" in drawing
+    (line,) = re.findall(r'<polyline points="([^"]*)"', drawing)
     first, last = (float(pair.split(",")[0]) for pair in (line.split()[0], line.split()[-1]))
     assert first < 51
     assert last == WIDTH - 14
 
 
-def test_missing_pictures_are_said(stages, tmp_path: Path):
-    from pipeline.report.gallery import MOST_SAMPLES, galleries
+def test_elements_escape_text_and_leave_drawings_as_they_are():
+    assert element("text", "a < b", class_="x", y=None) == '<text class="x">a &lt; b</text>'
+    assert element("g", element("circle", r=1.5)) == '<g><circle r="1.5"/></g>'
+    assert element("text", x='"><script>') == '<text x="&#34;&gt;&lt;script&gt;"/>'
 
-    page = tmp_path / "page.png"
-    page.write_text("<html>")
-    broken = [{**stages[7].gallery[0], "clean": str(page), "adversarial": "/nowhere.png", "difference": None}]
-    (text,) = galleries([replace(stages[7], gallery=broken)])
+
+def test_a_bar_shows_the_value_and_its_interval_on_one_scale():
+    root = ET.fromstring(interval_bar(0.5, 0.25, 0.75, style=9))
+    track, band, circle = (next(root.iter(name)) for name in ("line", "rect", "circle"))
+    start, end = float(track.get("x1", 0)), float(track.get("x2", 0))
+    assert float(circle.get("cx", 0)) == (start + end) / 2
+    assert float(band.get("x", 0)) == start + (end - start) / 4
+    assert float(band.get("width", 0)) == (end - start) / 2
+    assert circle.get("class") == "mark s1", "styles repeat after eight"
+
+
+def test_missing_pictures_are_named(stages, tmp_path: Path):
+    text = gallery_page(stages[7], [{"clean": "page.png", "adversarial": "/nowhere.png", "difference": ""}], tmp_path)
     assert text.count("image missing") == 3
-    large = tmp_path / "large.png"
-    large.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\1\0\0\0\1\0")
-    (smooth,) = galleries([replace(stages[7], gallery=[{**stages[7].gallery[0], "clean": str(large)}])])
-    assert smooth.count('class="pixels"') == 2
-    (many,) = galleries([replace(stages[7], gallery=list(stages[7].gallery) * 5)])
-    assert many.count("<article") == MOST_SAMPLES
-    assert "6 more samples" in many
+
+
+def test_large_pictures_are_shown_smoothly(stages, tmp_path: Path):
+    (tmp_path / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\1\0\0\0\1\0")
+    assert gallery_page(stages[7], [{"clean": str(tmp_path / "large.png")}], tmp_path).count('class="pixels"') == 2
+
+
+def test_a_gallery_is_cut_and_counts_the_rest(stages, tmp_path: Path):
+    text = gallery_page(stages[7], [{}] * (MOST_SAMPLES + 6), tmp_path)
+    assert text.count("<article") == MOST_SAMPLES
+    assert "6 more samples" in text
+
+
+def gallery_page(stage: ReportStage, changes: list[dict[str, str]], folder: Path) -> str:
+    """The page of one evaluation whose gallery is its first sample, once for each of `changes`."""
+    (folder / "page.png").write_text("<html>")
+    entry = stage.gallery[0]
+    entries = [
+        entry.model_copy(update={k: str(folder / v) if v == "page.png" else v for k, v in change.items()})
+        for change in changes
+    ]
+    return render({}, [replace(stage, gallery=entries)], datetime(2025, 3, 14, tzinfo=UTC))

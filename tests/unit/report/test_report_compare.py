@@ -6,50 +6,46 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.report.compare import compare
-from pipeline.report.figures import radius
-from pipeline.report.headline import find_headline, sentences
-from pipeline.report.measurement import Measurement, measurements
-from pipeline.report.paper import PUBLISHED, against_paper
-from pipeline.report.stage import ReportStage
-from pipeline.report.stems import stem_pairs
+from components.report.compare import compare
+from components.report.data import Measurement, ReportStage, measurements
+from components.report.headline import find_headline, headline_sentences
+from components.report.model_pairs import stem_pairs
+from components.report.paper import against_paper, published_results
+from components.result_rows import Conditions, ResultRow
+from tests.result_documents import CONDITIONS, row_document
+
+ATTACK = {"norm": "Linf", "eps": 4 / 255}
 
 
-def figure(robust: float, low: float | None, high: float | None, **more: object) -> Measurement:
-    row = {
-        "stage": "adversarial",
-        "name": "a",
-        "model": "convnext_tiny",
-        "stem": "conv",
-        "dataset": "imagenet",
-        "resolution": 224,
-        "norm": "Linf",
-        "eps": 4 / 255,
-        "attack": "AutoAttack",
-        "n": 100,
-        "clean_accuracy": 0.7,
-        "robust_accuracy": robust,
-        "interval": [low, high],
-    }
-    return Measurement.from_row(row | more)
+def figure(
+    robust: float, low: float, high: float, *, config: dict | None = None, classes: int = 1000, **more: object
+) -> Measurement:
+    """A measurement of a model that was trained with `config`; by default under attack at 4/255."""
+    row = ResultRow.model_validate(row_document(robust_accuracy=robust, interval=[low, high], **more))
+    source = ReportStage("e", "evaluate", conditions=Conditions.model_validate({**CONDITIONS, "classes": classes}))
+    training = ReportStage(row.stage, row.kind, config={"attack": ATTACK} if config is None else config)
+    return Measurement(row, source, training)
+
+
+def with_rows(stage: ReportStage, **changes: object) -> ReportStage:
+    return replace(stage, rows=[row.model_copy(update=changes) for row in stage.rows])
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "outcome"),
+    ("first", "second", "relation"),
     [
-        ((0.6, 0.5, 0.7), (0.5, 0.4, 0.6), "indistinct"),
-        ((0.6, 0.5, 0.7), (0.4, 0.3, 0.5), "indistinct"),  # they touch
-        ((0.6, 0.5, 0.7), (0.6, 0.5, 0.7), "indistinct"),
+        ((0.6, 0.5, 0.7), (0.5, 0.4, 0.6), "not shown"),
+        ((0.6, 0.5, 0.7), (0.4, 0.3, 0.5), "not shown"),  # they touch
+        ((0.6, 0.5, 0.7), (0.6, 0.5, 0.7), "not shown"),
         ((0.6, 0.5, 0.7), (0.3, 0.2, 0.4), "higher"),
         ((0.3, 0.2, 0.4), (0.6, 0.5, 0.7), "lower"),
-        ((0.6, None, 0.7), (0.3, 0.2, 0.4), "unknown"),
     ],
 )
-def test_intervals_decide(first, second, outcome):
+def test_intervals_decide(first, second, relation):
     found = compare(figure(*first), figure(*second))
-    assert found.outcome == outcome
+    assert found.relation == relation
     alone = "no difference shown by the two intervals alone at n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}100"
-    assert (alone in found.words) == (outcome == "indistinct")
+    assert (alone in found.words) == (relation == "not shown")
 
 
 def test_the_words_name_sizes_and_difference():
@@ -71,85 +67,85 @@ def test_the_words_name_sizes_and_difference():
 )
 def test_other_conditions_are_not_compared(change, word):
     found = compare(figure(0.9, 0.8, 1.0), figure(0.1, 0.0, 0.2, **change))
-    assert found.outcome == "unlike"
+    assert found.relation == "not comparable"
     assert found.words.startswith(f"not comparable: {word}")
 
 
 def test_a_shorter_attack_only_decides_against_the_lower_figure():
     full, short = figure(0.6, 0.5, 0.7), {"attack": "APGD-CE+APGD-T"}
-    assert compare(full, figure(0.0, 0.0, 0.04, **short)).outcome == "higher"
-    assert compare(figure(0.0, 0.0, 0.04, **short), full).outcome == "lower"
-    assert compare(full, figure(0.9, 0.8, 1.0, **short)).outcome == "unlike"
-    assert compare(full, figure(0.55, 0.5, 0.6, **short)).outcome == "unlike"
-    assert compare(full, figure(0.0, 0.0, 0.04, attack="FGSM")).outcome == "unlike"
+    assert compare(full, figure(0.0, 0.0, 0.04, **short)).relation == "higher"
+    assert compare(figure(0.0, 0.0, 0.04, **short), full).relation == "lower"
+    assert compare(full, figure(0.9, 0.8, 1.0, **short)).relation == "not comparable"
+    assert compare(full, figure(0.55, 0.5, 0.6, **short)).relation == "not comparable"
+    assert compare(full, figure(0.0, 0.0, 0.04, attack="FGSM")).relation == "not comparable"
 
 
 def test_the_headline_is_computed(stages):
     found = find_headline(measurements(stages, sweep=False))
     assert found.robust is not None
     assert found.clean is not None
-    assert (found.robust.name, found.clean.name, found.rivals) == ("radius", "pretrain", 3)
-    said = " ".join(sentences(found)).replace("\N{NO-BREAK SPACE}", " ")
-    assert "Under Linf 0.15 (AutoAttack, n = 100)" in said
-    assert "69.0 % [59.4–77.2]" in said
-    assert "the highest of 3 adversarially trained models" in said
-    assert "0.0 % [0.0–3.7] under the same conditions" in said
-    assert "higher by 69.0 points" in said
+    assert (found.robust.stage, found.clean.stage, found.rivals) == ("radius", "pretrain", 3)
+    text = " ".join(headline_sentences(found)).replace("\N{NO-BREAK SPACE}", " ")
+    assert "Under Linf 0.15 (AutoAttack, n = 100)" in text
+    assert "69.0 % [59.4–77.2]" in text
+    assert "the highest of 3 adversarially trained models" in text
+    assert "0.0 % [0.0–3.7] under the same conditions" in text
+    assert "higher by 69.0 points" in text
 
 
 def test_the_headline_does_not_claim_what_is_not_so(stages):
-    collapsed = [
-        replace(stage, rows=[{**row, "robust_accuracy": 0.02, "interval": [0.0, 0.07]} for row in stage.rows])
-        for stage in stages
-    ]
-    said = " ".join(sentences(find_headline(measurements(collapsed))))
-    assert "no difference shown" in said
-    assert "higher by" not in said
+    collapsed = [with_rows(stage, robust_accuracy=0.02, interval=(0.0, 0.07)) for stage in stages]
+    text = " ".join(headline_sentences(find_headline(measurements(collapsed))))
+    assert "no difference shown" in text
+    assert "higher by" not in text
 
 
 def test_the_headline_without_a_clean_or_a_robust_model(stages):
     robust = [stage for stage in stages if stage.name != "evaluate-pretrain"]
-    assert sentences(find_headline(measurements(robust)))[1] == "No cleanly trained model was measured at this radius."
+    assert (
+        headline_sentences(find_headline(measurements(robust)))[1]
+        == "No model trained without an attack was measured at this radius."
+    )
     clean = [stage for stage in stages if stage.name == "evaluate-pretrain"]
-    assert sentences(find_headline(measurements(clean)))[0].startswith("No adversarially trained model was measured.")
+    assert headline_sentences(find_headline(measurements(clean)))[0].startswith(
+        "No adversarially trained model was measured."
+    )
 
 
 def test_a_clean_model_under_the_shorter_attack_stands_beside(stages):
     short = [
-        replace(stage, rows=[{**row, "attack": "APGD-CE+APGD-T"} for row in stage.rows])
-        if stage.name == "evaluate-pretrain"
-        else stage
-        for stage in stages
+        with_rows(stage, attack="APGD-CE+APGD-T") if stage.name == "evaluate-pretrain" else stage for stage in stages
     ]
-    said = " ".join(sentences(find_headline(measurements(short))))
-    assert "under APGD-CE+APGD-T at the same radius" in said
-    assert "higher by 69.0 points" in said
+    text = " ".join(headline_sentences(find_headline(measurements(short))))
+    assert "under APGD-CE+APGD-T at the same radius" in text
+    assert "higher by 69.0 points" in text
 
 
 def test_stems_are_paired_threat_by_threat(stages):
     (pairs,) = stem_pairs(measurements(stages, sweep=False))
-    assert [pair.first.threat for pair in pairs] == ["Linf 0.05", "Linf 0.15", "Linf 0.2", "L2 1", "L1 10"]
-    assert {(pair.first.name, pair.second.name) for pair in pairs} == {("adversarial", "adversarial-patch")}
-    assert [pair.outcome for pair in pairs] == ["indistinct"] * 4 + ["higher"]
+    assert [pair.first.row.threat for pair in pairs] == ["Linf 0.05", "Linf 0.15", "Linf 0.2", "L2 1", "L1 10"]
+    assert {(pair.first.stage, pair.second.stage) for pair in pairs} == {("adversarial", "adversarial-patch")}
+    assert [pair.relation for pair in pairs] == ["not shown"] * 4 + ["higher"]
 
 
 def test_stems_are_listed_by_norm_then_radius():
     threats = [("L1", 0.1), ("Linf", 0.3), ("Linf", 0.2), ("L2", 0.05)]
     rows = [
-        figure(0.5, 0.4, 0.6, stem=s, name=s, norm=norm, eps=eps) for norm, eps in threats for s in ("conv", "patch")
+        figure(0.5, 0.4, 0.6, stem=s, stage=s, norm=norm, eps=eps) for norm, eps in threats for s in ("conv", "patch")
     ]
     (pairs,) = stem_pairs(rows)
-    assert [pair.first.threat for pair in pairs] == ["Linf 0.2", "Linf 0.3", "L2 0.05", "L1 0.1"]
+    assert [pair.first.row.threat for pair in pairs] == ["Linf 0.2", "Linf 0.3", "L2 0.05", "L1 0.1"]
 
 
 def test_stems_of_other_networks_are_not_paired():
-    rows = [figure(0.5, 0.4, 0.6), figure(0.4, 0.3, 0.5, stem="patch", model="vit_small", name="b")]
+    rows = [figure(0.5, 0.4, 0.6), figure(0.4, 0.3, 0.5, stem="patch", model="vit_small", stage="b")]
     assert stem_pairs(rows) == []
-    assert len(stem_pairs([rows[0], replace(rows[1], model="convnext_tiny")])) == 1
+    same_network = replace(rows[1], row=rows[1].row.model_copy(update={"model": "convnext_tiny"}))
+    assert len(stem_pairs([rows[0], same_network])) == 1
 
 
 def test_the_papers_figure_stands_beside_ours():
-    (found,) = against_paper([figure(0.49, 0.476, 0.504, n=5000)], {"imagenet": 1000})
+    (found,) = against_paper([figure(0.49, 0.476, 0.504, n=5000)])
     assert found.comparable
     assert found.published.robust == pytest.approx(0.4946)
     assert "-0.5 points".replace("-", "\N{MINUS SIGN}") in found.words
@@ -160,17 +156,17 @@ def test_the_papers_figure_stands_beside_ours():
 
 
 @pytest.mark.parametrize(
-    ("change", "classes", "reason"),
+    ("change", "reason"),
     [
-        ({"dataset": "digits"}, {}, "data set digits, not ImageNet"),
-        ({}, {"imagenet": 100}, "100 classes, not 1000"),
-        ({"dataset": "imagenette"}, {}, "data set imagenette, not ImageNet"),
-        ({"attack": "APGD-CE"}, {}, "APGD-CE, not AutoAttack"),
-        ({"stage": "convstem"}, {}, "trained without an attack"),
+        ({"dataset": "digits"}, "data set digits, not ImageNet"),
+        ({"classes": 100}, "100 classes, not 1000"),
+        ({"dataset": "imagenette"}, "data set imagenette, not ImageNet"),
+        ({"attack": "APGD-CE"}, "APGD-CE, not AutoAttack"),
+        ({"config": {"attack": None}}, "trained without an attack"),
     ],
 )
-def test_small_data_is_marked_not_comparable(change, classes, reason):
-    (found,) = against_paper([figure(0.9, 0.8, 1.0, **change)], classes)
+def test_small_data_is_marked_not_comparable(change, reason):
+    (found,) = against_paper([figure(0.9, 0.8, 1.0, **change)])
     assert not found.comparable
     assert found.words == f"not comparable: {reason}"
 
@@ -181,42 +177,29 @@ def test_what_was_not_published_has_no_partner(change):
 
 
 def test_imported_weights_are_taken_for_what_the_file_holds():
-    (found,) = against_paper([figure(0.49, 0.4, 0.5, stage="pretrain", name="released")], imported={"released"})
+    (found,) = against_paper([figure(0.49, 0.4, 0.5, config={"init": "file:released.pt", "attack": None})])
     assert found.comparable
 
 
-def test_fine_tuned_models_are_held_against_fine_tuned_ones():
+def test_fine_tuned_models_are_compared_with_fine_tuned_ones():
+    config = {"init": "base", "data": "imagenet", "attack": {"norm": "Linf", "eps": 8 / 255}}
+    base = ReportStage("base", "adversarial", config={"data": "imagenet", "attack": ATTACK})
+    tuned = replace(figure(0.3, 0.2, 0.4, eps=8 / 255, config=config), base=base)
     assert against_paper([figure(0.24, 0.2, 0.3, eps=8 / 255)]) == []
-    assert against_paper([figure(0.49, 0.4, 0.5, stage="radius")]) == []
-    (found,) = against_paper([figure(0.3, 0.2, 0.4, eps=8 / 255, stage="radius")])
+    assert against_paper([replace(figure(0.49, 0.4, 0.5, config=config), base=base)]) == []
+    assert against_paper([replace(tuned, base=replace(base, config=config))]) == [], "the same radius again"
+    (found,) = against_paper([tuned])
     assert (found.published.robust, found.published.source) == (0.295, "author")
 
 
 def test_both_ways_of_naming_a_network_find_its_figures():
-    for model, stem in (("convnext_tiny_cvst", "conv"), ("convnext_tiny.fb_in1k", "ConvStem")):
+    for model, stem in (("convnext_tiny_cvst", "conv"), ("convnext_tiny.fb_in1k", "conv")):
         assert len(against_paper([figure(0.5, 0.4, 0.6, model=model, stem=stem)])) == 1
-    assert len({(p.title, p.norm, p.eps, p.resolution) for p in PUBLISHED}) == len(PUBLISHED)
 
 
-@pytest.mark.parametrize(
-    ("eps", "text"),
-    [
-        (4 / 255, "4/255"),
-        (8 / 255, "8/255"),
-        (0.15, "0.15"),
-        (0.5 / 255, "0.5/255"),
-        (2.0, "2"),
-        (75.0, "75"),
-        (0.2, "0.2"),
-    ],
-)
-def test_radii_are_written_as_the_field_writes_them(eps, text):
-    assert radius(eps) == text
-
-
-def test_a_row_falls_back_on_the_conditions():
-    stage = ReportStage(
-        "e", "evaluate", rows=[{"name": "m"}], conditions={"precision": "fp32", "attack_library": "lib 1"}
-    )
-    (row,) = measurements([stage])
-    assert (row.precision, row.version, row.source) == ("fp32", "lib 1", "e")
+def test_every_published_result_is_listed_once_as_fractions():
+    published = published_results()
+    assert len(published) == 22
+    assert len({(one.title, one.norm, one.eps, one.resolution) for one in published}) == len(published)
+    assert all(0 < one.robust < one.clean < 1 for one in published)
+    assert {one.threat for one in published} == {"Linf 4/255", "Linf 8/255", "L2 2", "L1 75"}

@@ -1,4 +1,4 @@
-"""The experiment's section: paired differences equal the statistics, refusals are said, dominated points are named."""
+"""The experiment's section: paired differences equal the statistics, refusals are named, dominated points are named."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ from typing import Any
 import pytest
 
 from components.errors import UserError
+from components.report.config import ExperimentConfig
+from components.report.data import Measurement, ReportStage
+from components.report.experiment import examine, frontier, summary
+from components.report.page import build_report
+from components.report.spectra import fine_share, relative
+from components.report.stage import model_name, with_recipe_names
+from components.result_rows import ResultRow, read_results, read_verdicts
 from components.statistics import paired_difference
+from components.wording import paired_difference_text
 from pipeline.recipe import build
-from pipeline.report import ReportStage, build_report
-from pipeline.report.config import ExperimentConfig
-from pipeline.report.experiment import examine, summary
-from pipeline.report.frontier import frontier
-from pipeline.report.measurement import Measurement
-from pipeline.report.named import config_here, rows_here
-from pipeline.report.spectra import fine_share, relative
 from tests.recipes import small
-
-CONDITIONS = {
-    "dataset": "digits",
-    "images_digest": "d" * 64,
-    "attack_library": "pyautoattack 0.2.0",
-    "precision": "fp32",
-}
+from tests.result_documents import results_document, row_document
 
 
 def draw(seed: int, n: int, share: float) -> list[bool]:
@@ -35,42 +30,55 @@ def draw(seed: int, n: int, share: float) -> list[bool]:
     return [source.random() < share for _ in range(n)]
 
 
-def stage(name: str, robust: list[bool], right: list[bool] | None = None, **more: Any) -> ReportStage:
-    right = right or [True] * len(robust)
-    n, resolution = len(robust), more.pop("resolution", 32)
+def stage(
+    name: str,
+    robust: list[bool],
+    right: list[bool] | None = None,
+    *,
+    resolution: int = 32,
+    attacked: int = 0,
+    **more: Any,
+) -> ReportStage:
+    """An evaluation at Linf 0.1; `attacked` images of it (the first ones) under attack, all by default."""
+    right, n = right or [True] * len(robust), len(robust)
+    attacked = attacked or n
     images = [
         {
             "index": 7 * i,
             "label": 1,
             "clean_prediction": 1 if right[i] else 0,
-            "verdicts": ["robust" if robust[i] else "APGD-CE"],
+            "verdicts": [("robust" if robust[i] else "APGD-CE") if i < attacked else None],
+            "predictions": [1 if i < attacked else None],
+            "distances": [0.0 if i < attacked else None],
         }
         for i in range(n)
     ]
-    threat = {"norm": "Linf", "eps": 0.1, "attack": "apgd-ce", "n": n}
-    row = {
-        "stage": "adversarial",
-        "name": f"adversarial-{name}",
-        "model": "convnext_micro",
-        "stem": "patch",
-        "dataset": "digits",
-        "resolution": resolution,
-        "norm": "Linf",
-        "eps": 0.1,
-        "attack": "APGD-CE",
-        "n": n,
-        "clean_accuracy": sum(right) / n,
-        "robust_accuracy": sum(robust) / n,
-        "interval": [0.0, 1.0],
-    }
+    threat = {"norm": "Linf", "eps": 0.1, "attack": "apgd-ce", "title": "APGD-CE Linf 0.1", "n": attacked}
+    row = row_document(
+        stage=f"adversarial-{name}",
+        model="convnext_micro",
+        stem="patch",
+        dataset="digits",
+        resolution=resolution,
+        eps=0.1,
+        attack="APGD-CE",
+        n=n,
+        clean_accuracy=sum(right) / n,
+        robust_accuracy=sum(robust) / n,
+        interval=[0.0, 1.0],
+    )
+    results = read_results(results_document([row], dataset="digits"), where=name)
+    verdicts = {"resolutions": [{"resolution": resolution, "threats": [threat], "images": images}]}
     found = ReportStage(
         name=f"evaluate-{name}",
         kind="evaluate",
         config={"model": f"adversarial-{name}"},
-        rows=[row],
-        conditions=CONDITIONS,
-        verdicts={"resolutions": [{"resolution": resolution, "threats": [threat], "images": images}]},
+        rows=results.rows,
+        conditions=results.conditions,
+        verdicts=read_verdicts(verdicts, where=name),
     )
+    if found.conditions and "conditions" in more:
+        more["conditions"] = found.conditions.model_copy(update=more["conditions"])
     return replace(found, **more)
 
 
@@ -87,53 +95,52 @@ def test_differences_are_those_of_the_same_images():
     assert (robust.first, robust.second, robust.what) == ("adversarial-b", "adversarial-a", "Linf 0.1, APGD-CE")
     assert robust.difference == paired_difference(one, other)
     assert robust.difference.shows
-    assert robust.shown.startswith(f"higher by {100 * robust.difference.difference:.1f} points; the interval +")
+    assert robust.shown == paired_difference_text(robust.difference)
+    assert robust.shown.startswith(f"higher by {100 * robust.difference.difference:.1f} points on the same 80 images (")
     assert summary(found)[0].startswith("“adversarial-b” against “adversarial-a”, Linf 0.1, APGD-CE: higher by")
 
 
-def test_what_so_few_images_cannot_show_is_said():
+def test_what_a_small_number_of_images_cannot_show_is_stated():
     one = [True] * 15 + [False] * 5
     other = [True] * 14 + [False] * 6
     _, robust = examine(config(), [stage("a", other), stage("b", one)]).findings
     assert not robust.difference.shows
-    assert robust.shown.startswith("no difference shown (+5.0 points; the interval")
-    assert "disagree on 1: less than" in robust.not_shown
-    assert "one like this needs about" in robust.not_shown
+    assert robust.shown.startswith("no difference shown on the same 20 images (+5.0")
+    assert "disagree on 1: a difference below" in robust.not_shown
+    assert "this difference would need about" in robust.not_shown
     assert robust.smallest > 0.05
 
 
 def test_a_threat_with_fewer_images_is_compared_on_the_first_ones():
     one, other = draw(3, 30, 0.6), draw(4, 30, 0.6)
-    less = stage("b", one)
-    for image in less.verdicts["resolutions"][0]["images"][12:]:
-        image["verdicts"] = [None]
+    less = stage("b", one, attacked=12)
     clean, robust = examine(config(), [stage("a", other), less]).findings
     assert clean.difference.n == 30
     assert robust.difference == paired_difference(one[:12], other[:12])
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"conditions": {**CONDITIONS, "images_digest": "e" * 64}}, "they differ in the images"),
-        ({"conditions": {**CONDITIONS, "precision": "bf16"}}, "they differ in precision"),
-        ({"verdicts": {}}, "evaluate-b left no verdicts"),
+        ({"conditions": {"images_digest": "e" * 64}}, "they differ in the images"),
+        ({"conditions": {"precision": "bf16"}}, "they differ in precision"),
+        ({"verdicts": None}, "evaluate-b left no verdicts"),
     ],
 )
-def test_pairs_on_other_images_are_refused(change, said):
+def test_pairs_on_other_images_are_refused(change, message):
     found = examine(config(), [stage("a", [True] * 5), stage("b", [True] * 5, **change)])
     assert found.findings == []
-    assert said in found.refused[0].why
+    assert message in found.refused[0].why
 
 
-def test_another_resolution_is_compared_and_said():
+def test_another_resolution_is_compared_and_noted():
     found = examine(config(), [stage("a", [True] * 9), stage("b", [False] * 9, resolution=40)])
     assert {one.note for one in found.findings} == {"at 40 px against 32 px"}
 
 
 def point(name: str, clean: float, robust: float) -> Measurement:
-    row = {"name": name, "norm": "Linf", "eps": 0.1, "clean_accuracy": clean, "robust_accuracy": robust}
-    return Measurement.from_row(row)
+    row = row_document(stage=name, eps=0.1, clean_accuracy=clean, robust_accuracy=robust)
+    return Measurement(ResultRow.model_validate(row), ReportStage("e", "evaluate"))
 
 
 def test_the_frontier_names_dominated_points_and_those_that_dominate_them():
@@ -145,7 +152,7 @@ def test_the_frontier_names_dominated_points_and_those_that_dominate_them():
         point("e", 0.9, 0.3),
     ]
     found = frontier(rows)
-    assert {row.name for row in found.front} == {"a", "b", "e"}, "equal points do not dominate each other"
+    assert set(found.names) == {"a", "b", "e"}, "equal points do not dominate each other"
     assert {name: set(others) for name, others in found.dominated.items()} == {"c": {"b"}, "d": {"a", "b", "c", "e"}}
 
 
@@ -157,10 +164,10 @@ def test_the_page_has_the_section_with_every_pair_and_no_id_twice(tmp_path: Path
     text = build_report({"name": "x"}, stages, tmp_path / "r.html", experiment=found).read_text(encoding="utf-8")
     root = ET.fromstring(text.split("\n", 1)[1])
     part = next(one for one in root.iter("section") if one.get("id") == "experiment")
-    said = " ".join("".join(part.itertext()).split())
-    assert "Which?" in said
-    assert "Dominated: “adversarial-a”, by “adversarial-b”" in said
-    assert "Nothing about <ImageNet>." in said
+    message = " ".join("".join(part.itertext()).split())
+    assert "Which?" in message
+    assert "Dominated: “adversarial-a”, by “adversarial-b”" in message
+    assert "Nothing about <ImageNet>." in message
     assert len([line for line in part.iter("tr") if line.find("td") is not None]) == 2
     assert any(one.get("id") == "spectra" for one in root.iter("section"))
     ids = [one.get("id") for one in root.iter() if one.get("id")]
@@ -193,10 +200,13 @@ def test_spectra_are_drawn_relative_to_their_mean_and_summed_above_a_quarter():
 
 
 @pytest.mark.parametrize(
-    ("experiment", "said"),
+    ("experiment", "message"),
     [
-        ({"question": "q"}, "report.experiment.pairs: an experiment compares something"),
-        ({"question": "q", "baseline": "evaluate"}, "report.experiment.against: a baseline and what is compared"),
+        ({"question": "q"}, "report.experiment.pairs: this experiment compares nothing"),
+        (
+            {"question": "q", "baseline": "evaluate"},
+            "report.experiment.against: `baseline` and `against` need each other",
+        ),
         ({"question": "q", "frontier": ["evaluat"]}, "there is none of that name, did you mean 'evaluate'?"),
         ({"question": "q", "frontier": ["adversarial"]}, "stages.report.experiment.frontier.0: an experiment compares"),
         ({"question": "q", "pairs": [{"first": "evaluate", "second": "evaluate"}]}, "compared with itself"),
@@ -204,19 +214,22 @@ def test_spectra_are_drawn_relative_to_their_mean_and_summed_above_a_quarter():
         ({"pairs": []}, "report.experiment.question: this key is required"),
     ],
 )
-def test_mistakes_are_one_line(experiment, said):
+def test_mistakes_are_one_line(experiment, message):
     with pytest.raises(UserError) as caught:
         build(small(report={"experiment": experiment}))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_reused_stage_is_shown_under_the_names_of_this_recipe():
     recipe = {"stages": {"evaluate-middle": {"kind": "evaluate", "model": "adversarial-middle", "data": None}}}
     config = {"model": "adversarial-2", "data": "digits", "n": 60}
-    assert config_here("evaluate-middle", config, recipe) == {"model": "adversarial-middle", "data": "digits", "n": 60}
-    rows = [{"name": "adversarial-2", "n": 60}]
-    assert rows_here("evaluate-middle", rows, recipe) == [{"name": "adversarial-middle", "n": 60}]
-    assert rows_here("evaluate-middle", rows, {}) == rows
-    assert config_here("another", config, recipe) == config
+    assert with_recipe_names("evaluate-middle", config, recipe) == {
+        "model": "adversarial-middle",
+        "data": "digits",
+        "n": 60,
+    }
+    assert model_name("evaluate-middle", recipe) == "adversarial-middle"
+    assert model_name("evaluate-middle", {}) == ""
+    assert with_recipe_names("another", config, recipe) == config
     network = {"stages": {"pretrain": {"model": {"name": "convnext_micro"}}}}
-    assert rows_here("pretrain", rows, network) == rows
+    assert model_name("pretrain", network) == "", "a network is no stage"

@@ -1,0 +1,165 @@
+"""The network a training stage starts with: fresh, from an earlier stage, from a timm tag, or from a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from components.errors import UserError
+from components.models import (
+    ModelCard,
+    build_model,
+    check_imagenet1k_tag,
+    find_family,
+    load_model,
+    load_published,
+    set_resolution,
+    tag_classes,
+    tag_normalize,
+    transplant,
+)
+from components.train.config import ConvStemConfig, ModelConfig, PretrainConfig, TrainConfig
+from components.train.config_checks import check_dropout
+from components.train.seeds import derive
+from components.train.stochastic_depth import own_depth
+
+if TYPE_CHECKING:
+    from components.data.manifest import DataManifest
+    from components.store.execute import StageJob
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The first network, its card, and the names of the weights that are fresh although others were loaded."""
+
+    model: nn.Module
+    card: ModelCard
+    fresh: tuple[str, ...] = ()
+
+
+def initial_model(job: StageJob, config: TrainConfig, data: DataManifest, seed: int) -> Initial:
+    """Builds the stage's first network on the CPU. A pure function of its arguments.
+
+    Raises:
+        UserError: the weights cannot be had or do not fit.
+    """
+    torch.manual_seed(derive("init", seed))
+    init = config.init or "random"
+    if config.init_stage:
+        source, card = load_model(job.inputs["init"].path("model"))
+        return _from_source(source, card, _wanted(config, card), config, data)
+    assert config.model is not None, "validated with the configuration"
+    wanted = _wanted(config, None)
+    if init.startswith("file:"):
+        source, card = _load_file(Path(init.removeprefix("file:")).expanduser(), wanted)
+        return _from_source(source, card, wanted, config, data)
+    tag = init.removeprefix("timm:") if init.startswith("timm:") else None
+    if tag is not None and config.init_data == "imagenet-1k":
+        check_imagenet1k_tag(tag)
+    if tag is not None:
+        _check_trained(tag_classes(wanted.name, tag), config, data)
+    card = _card(wanted, config, data, tag, source=init)
+    return Initial(_build(card, config, tag), card)
+
+
+def _wanted(config: TrainConfig, parent: ModelCard | None) -> ModelConfig:
+    """The network asked for: the recipe's, or the parent's; a convstem stage puts in its stem."""
+    wanted = config.model
+    if wanted is None:
+        assert parent is not None
+        wanted = ModelConfig(name=parent.name, stem=parent.stem, normalize=parent.normalize, kwargs=parent.kwargs)
+    if isinstance(config, ConvStemConfig):
+        wanted = wanted.model_copy(update={"stem": "conv"})
+    return wanted
+
+
+def _load_file(path: Path, wanted: ModelConfig) -> tuple[nn.Module, ModelCard]:
+    if not path.exists():
+        raise UserError("there is no such file", where="init", value=str(path), remedy="check the path")
+    return load_model(path) if path.is_dir() else load_published(path, name=wanted.name, stem=wanted.stem)
+
+
+def _card(wanted: ModelConfig, config: TrainConfig, data: DataManifest, tag: str | None, source: str) -> ModelCard:
+    normalize = wanted.normalize
+    if normalize == "tag":
+        assert tag is not None, "validated with the configuration"
+        normalize = tag_normalize(wanted.name, tag)
+    return ModelCard(
+        name=find_family(wanted.name).name,
+        stem=wanted.stem,
+        num_classes=data.num_classes,
+        resolution=config.resolution,
+        classes=data.classes,
+        normalize=normalize,
+        crop_ratio=config.center_crop,
+        kwargs=wanted.kwargs,
+        source=source,
+    )
+
+
+def _build(card: ModelCard, config: TrainConfig, tag: str | None = None) -> nn.Module:
+    check_dropout(config, card.kwargs)
+    model = build_model(
+        card.name,
+        stem=card.stem,
+        num_classes=card.num_classes,
+        resolution=card.resolution,
+        normalize=card.normalize,
+        pretrained=tag,
+        drop_path=config.drop_path,
+        **card.kwargs,
+    )
+    return own_depth(model)
+
+
+def _from_source(
+    source: nn.Module, parent: ModelCard, wanted: ModelConfig, config: TrainConfig, data: DataManifest
+) -> Initial:
+    _check_head(parent, config, data)
+    _check_trained(parent.num_classes, config, data)
+    if parent.resolution != config.resolution:
+        set_resolution(source, config.resolution)
+    card = _card(wanted, config, data, None, source=parent.source)
+    model = _build(card, config)
+    fresh = tuple(transplant(source.state_dict(), model))
+    return Initial(model, replace(card, details={"fresh": list(fresh)}), fresh)
+
+
+def _check_head(parent: ModelCard, config: TrainConfig, data: DataManifest) -> None:
+    """A stage that goes on with the same task keeps its parent's head; another number of classes is a mistake there.
+
+    Raises:
+        UserError: the data has another number of classes than the head that is kept.
+    """
+    if config.keeps_head and parent.num_classes != data.num_classes:
+        raise UserError(
+            f"the data has {data.num_classes} classes, and the head of the first weights {parent.num_classes}",
+            where="data",
+            value=config.data,
+            remedy="take the data that those weights were trained on, or a transfer stage, which starts a fresh head",
+        )
+
+
+def _check_trained(classes: int, config: TrainConfig, data: DataManifest) -> None:
+    """A stage that trains nothing makes no fresh classifier, unless the recipe says that a later stage trains it.
+
+    Args:
+        classes: of the first weights' classifier; 0 where they have none.
+
+    Raises:
+        UserError: it is not for the data's number of classes.
+    """
+    if classes == data.num_classes or not isinstance(config, PretrainConfig) or config.epochs or config.fresh_head:
+        return
+    theirs = f"is for {classes} classes" if classes else "is missing"
+    raise UserError(
+        f"the data has {data.num_classes} classes, the classifier of these weights {theirs}, and with epochs 0 a fresh "
+        "one would never be trained",
+        where="init",
+        value=config.init,
+        remedy="take weights for the data's classes, set epochs, or fresh_head: true where a later stage trains it",
+    )

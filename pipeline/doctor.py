@@ -1,0 +1,129 @@
+"""`robustrain doctor`: what this machine has, what it lacks, and what to type."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from components.store.settings import StorageSettings
+
+NEEDED_GB = 2.0
+"""Free space below which a quickstart may not fit (its home takes about 0.2 GB), with room for a data set."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: `ok`, `warning` (works without) or `error` (does not work)."""
+
+    what: str
+    state: str
+    fact: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(vars(self))
+
+
+def examine(storage: StorageSettings) -> list[Finding]:
+    """All checks that need no cluster, in a fixed order."""
+    checks: list[Callable[[StorageSettings], Finding]] = [
+        _python,
+        _training,
+        _ffcv,
+        _turbojpeg,
+        _gpu,
+        _space,
+        _home,
+        _tracking,
+    ]
+    return [check(storage) for check in checks]
+
+
+def lacking(storage: StorageSettings) -> Finding | None:
+    """The first thing without which nothing can run on this machine; quick, as every run begins with it."""
+    checks: list[Callable[[StorageSettings], Finding]] = [_training, _home, _space]
+    # Without the training packages a machine can still plan and submit: for `doctor` that is no error, for a run it is.
+    return next((found for found in (check(storage) for check in checks) if found.state != "ok"), None)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _python(storage: StorageSettings) -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    return Finding("machine", "ok", f"Python {platform.python_version()}, {cores} cores")
+
+
+def _training(storage: StorageSettings) -> Finding:
+    packages = ("torch", "timm", "ray", "pyautoattack", "safetensors")
+    missing = [name for name in packages if not _version(name)]
+    if missing:
+        remedy = "pip install -c requirements.lock '.[train]'"
+        return Finding("training", "warning", f"not installed: {', '.join(missing)}; can plan, submit and read", remedy)
+    return Finding("training", "ok", ", ".join(f"{name} {_version(name)}" for name in packages))
+
+
+def _ffcv(storage: StorageSettings) -> Finding:
+    remedy = "type `make ffcv` as root (it installs Debian packages and builds one extension)"
+    if not importlib.util.find_spec("ffcv"):
+        return Finding("ffcv", "warning", "not installed; the native loader reads the same files", remedy)
+    # In a process of its own: what its extension links to may be missing, or may not fit and end the process.
+    tried = subprocess.run([sys.executable, "-c", "import ffcv"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        cause = (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[-1]
+        return Finding(
+            "ffcv", "warning", f"cannot be imported ({cause}); the native loader reads the same files", remedy
+        )
+    return Finding("ffcv", "ok", f"{_version('ffcv')}; `loader: ffcv` and `auto` can use it")
+
+
+def _turbojpeg(storage: StorageSettings) -> Finding:
+    import ctypes.util
+
+    if ctypes.util.find_library("turbojpeg"):
+        return Finding("libjpeg-turbo", "ok", "found")
+    return Finding("libjpeg-turbo", "warning", "not found", "install Debian's libturbojpeg0 for the fast JPEG decoder")
+
+
+def _gpu(storage: StorageSettings) -> Finding:
+    tool = shutil.which("nvidia-smi")
+    return Finding("gpu", "ok", "nvidia-smi found" if tool else "none; everything runs on the CPU in fp32")
+
+
+def _space(storage: StorageSettings) -> Finding:
+    at = storage.home
+    while not at.exists():
+        at = at.parent
+    free = shutil.disk_usage(at).free / 1e9
+    if free < NEEDED_GB:
+        remedy = "free some space, or set ROBUSTRAIN_HOME to another disk"
+        return Finding("space", "error", f"{free:.1f} GB free at {at}, {NEEDED_GB:.0f} GB wanted", remedy)
+    return Finding("space", "ok", f"{free:.0f} GB free at {at}")
+
+
+def _home(storage: StorageSettings) -> Finding:
+    at, remedy = storage.home, "set ROBUSTRAIN_HOME to a folder of yours"
+    while not at.exists():
+        at = at.parent
+    if not at.is_dir():
+        return Finding("home", "error", f"{at} is a file, not a folder", remedy)
+    if os.access(at, os.W_OK):
+        return Finding("home", "ok", str(storage.home))
+    return Finding("home", "error", f"{at} cannot be written", remedy)
+
+
+def _tracking(storage: StorageSettings) -> Finding:
+    return Finding("tracking", "ok", storage.tracking_uri)

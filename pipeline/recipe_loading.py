@@ -1,0 +1,198 @@
+"""A recipe file as a document: UTF-8, YAML, every key once, with whatever it extends below it.
+
+`--set KEY=VALUE`: single values of a recipe's document, given on the command line.
+
+KEY is `stage.field`, `stages.stage.field`, or a field of the recipe itself; VALUE is YAML. Where a recipe has a matrix,
+an override of one stage (`adversarial-conv.epochs=3`) comes after its expansion, and one of all stages of a template
+(`adversarial-{stem}.epochs=3`) or of an axis (`matrix.stem=[conv]`) before it. One stage's own override wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.errors import UserError, nearest
+from pipeline.matrix import FIELD, has_placeholder
+
+Find = Callable[[str], Path]
+"""The file of a recipe's name or path; raises `UserError` where there is none."""
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class _RefusedError(yaml.YAMLError):
+    """YAML that no recipe means; lines count from 1."""
+
+    def __init__(self, what: str, value: str, line: int, remedy: str) -> None:
+        self.what, self.value, self.line, self.remedy = what, value, line, remedy
+        super().__init__(what)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML that refuses what PyYAML passes over: of two equal keys it would keep the last."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._open: list[Any] = []
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node; an alias must not lead back into what it stands in."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            if event.anchor in self._open:
+                line, remedy = event.start_mark.line + 1, "write the values out"
+                raise _RefusedError("this alias stands inside its own anchor", f"*{event.anchor}", line, remedy)
+        return super().compose_node(parent, index)
+
+    def compose_sequence_node(self, anchor: Any) -> Any:
+        """A list."""
+        self._open.append(anchor)
+        node = super().compose_sequence_node(anchor)
+        self._open.pop()
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """A mapping, before `<<` brings in keys that its own may repeat."""
+        self._open.append(anchor)
+        node = super().compose_mapping_node(anchor)
+        self._open.pop()
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                line, known = key.start_mark.line + 1, (key.tag, key.value)
+                if known in lines:
+                    remedy = f"keep one of them; the first is on line {lines[known]}"
+                    raise _RefusedError("this key is given twice", key.value, line, remedy)
+                lines[known] = line
+        return node
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The document in a text.
+
+    Args:
+        where: the file or option that the text comes from.
+
+    Raises:
+        UserError: it is not YAML, a mapping has a key twice, or an alias stands inside its own anchor.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except _RefusedError as error:
+        place = f"{where}:{error.line}"
+        raise UserError(error.what, where=place, value=error.value, remedy=error.remedy) from None
+    except yaml.YAMLError as error:
+        raise UserError("this is not YAML", where=f"{where}{_line(error, text)}", remedy="mend the syntax") from None
+    except (ValueError, RecursionError) as error:
+        what = f"this YAML holds something that cannot be ({error})"
+        raise UserError(what, where=where, remedy="mend or quote the value") from None
+
+
+def _line(error: yaml.YAMLError, text: str) -> str:
+    """`:LINE` of a mistake, where YAML knows the place."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f":{mark.line + 1}"
+    position = getattr(error, "position", None)
+    return "" if position is None else f":{text.count(chr(10), 0, position) + 1}"
+
+
+def read_document(path: Path, find: Find, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The document of a recipe file, merged over that of the recipe which it `extends`.
+
+    Args:
+        find: the file of a recipe that is named and does not lie beside this one.
+        seen: the files that led here.
+
+    Raises:
+        UserError: the file cannot be read, is no mapping, or recipes extend each other in a circle.
+    """
+    if path.resolve() in seen:
+        raise UserError("recipes extend each other in a circle", where=str(path), remedy="remove one `extends`")
+    document = parse_yaml(_text(path), str(path))
+    if not isinstance(document, dict):
+        raise UserError("a recipe is a mapping", where=str(path), value=document, remedy="write `name:` and `stages:`")
+    base = document.pop("extends", None)
+    if base is None:
+        return document
+    beside = path.parent / str(base)
+    below = read_document(beside if beside.is_file() else find(str(base)), find, (*seen, path.resolve()))
+    return _merged(below, document)
+
+
+def _text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the recipe cannot be read ({error.strerror})", where=str(path), remedy="check it") from None
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        what = f"byte {raw[error.start]:#04x} is not UTF-8"
+        raise UserError(what, where=f"{path}:{line}", remedy="save the recipe as UTF-8") from None
+
+
+def _merged(base: Any, over: Any) -> Any:
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {key: _merged(base.get(key), over[key]) if key in over else base[key] for key in {**base, **over}}
+    return over
+
+
+# MERGED
+
+
+def before_expansion(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The overrides that concern a template or an axis, and those that concern single stages, each in their order."""
+    general, single = [], []
+    for override in overrides:
+        key = override.partition("=")[0]
+        (general if has_placeholder(key) or key.split(".")[0] == FIELD else single).append(override)
+    return general, single
+
+
+def override(document: dict[str, Any], given: str, fields: Collection[str]) -> None:
+    """Sets one value in the document.
+
+    Args:
+        given: KEY=VALUE.
+        fields: the recipe's own fields, beside which everything is a stage.
+
+    Raises:
+        UserError: not KEY=VALUE, a VALUE that is no YAML, or no stage or field of that name.
+    """
+    key, equals, text = given.partition("=")
+    if not equals or not key:
+        remedy = "for example adversarial.lr=1e-3"
+        raise UserError("an override is KEY=VALUE", where="--set", value=given, remedy=remedy)
+    parts = key.split(".")
+    if parts[0] not in fields and parts[0] not in {"stages", FIELD}:
+        _check_stage(document, key, parts[0], fields)
+        parts = ["stages", *parts]
+    place = document
+    for part in parts[:-1]:
+        if not isinstance(place.get(part), dict):
+            place[part] = {}
+        place = place[part]
+    place[parts[-1]] = _yaml(given, text)
+
+
+def _check_stage(document: dict[str, Any], key: str, name: str, fields: Collection[str]) -> None:
+    found = document.get("stages")
+    stages = [str(stage) for stage in found] if isinstance(found, dict) else []
+    if name not in stages:
+        hint = nearest(name, [*stages, *fields])
+        remedy = f"the stages are: {', '.join(stages)}"
+        raise UserError(f"no stage or field of that name{hint}", where="--set", value=key, remedy=remedy)
+
+
+def _yaml(given: str, text: str) -> Any:
+    try:
+        return parse_yaml(text, "--set")
+    except UserError:
+        remedy = "quote it, or write a list as [a, b] and a mapping as {a: b}, each key once"
+        raise UserError("the value is not YAML", where="--set", value=given, remedy=remedy) from None
