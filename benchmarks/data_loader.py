@@ -24,10 +24,9 @@ from components.data.augment import HeavyAugmentation
 from components.data.beton_reader import BetonFile
 from components.data.beton_writer import BetonWriter
 from components.data.crop import CenterCrop
-from components.data.encode import encode_split
-from components.data.encode_image import EncodeSettings, ImageItem, encode_pixels
+from components.data.encode import EncodeSettings, ImageItem, encode_pixels, encode_split
 from components.data.loader import Loader, open_loader
-from components.data.manifest import DataManifest, SplitManifest, StoredFile
+from components.data.manifest import DataManifest, SplitManifest
 from components.store.objects import ObjectStore
 
 Row = dict[str, Any]
@@ -47,7 +46,7 @@ class Bench:
 
     def manifest(self, path: Path) -> DataManifest:
         ref, n = self.store.put(path, path.name), len(BetonFile(path))
-        split = SplitManifest(object=StoredFile(**ref.as_dict()), n=n, max_height=1, max_width=1, per_class=(n,))
+        split = SplitManifest(**ref.as_dict(), num_images=n)
         return DataManifest(name=path.stem, classes=("all",), splits={"train": split}, encode={})
 
     def small(self, mode: Any) -> DataManifest:
@@ -71,8 +70,15 @@ class Bench:
         return items
 
     def open(self, manifest: DataManifest, **options: Any) -> Loader:
-        settings = {"batch_size": 64, "resolution": 32, "seed": 0, "train": True, "threads": self.threads, **options}
-        return open_loader(manifest, "train", self.store, **settings)
+        settings = {
+            "batch_size": 64,
+            "resolution": 32,
+            "seed": 0,
+            "train": True,
+            "num_threads": self.threads,
+            **options,
+        }
+        return open_loader(manifest, "train", self.store, **{**settings, **options})
 
 
 def rate(loader: Loader, seconds: float = 1.5) -> float:
@@ -94,7 +100,7 @@ def small_rows(bench: Bench) -> list[Row]:
         whole = bench.open(made, train=False)
         rows.append(row(f"32 px {mode}, evaluation", goals[0], rate(whole), unit))
         rows.append(row(f"32 px {mode}, crop and flip", goals[1], rate(bench.open(made)), unit))
-        flipped = bench.open(made, crop=CenterCrop(), flip=0.5)
+        flipped = bench.open(made, crop=CenterCrop(), hflip=0.5)
         rows.append(row(f"32 px {mode}, flip", goals[1], rate(flipped), unit))
     heavy = bench.open(made, augment=HeavyAugmentation(0))
     rows.append(row("32 px jpg, heavy augmentation", None, rate(heavy), unit))
@@ -105,7 +111,7 @@ def large_rows(bench: Bench) -> list[Row]:
     rows, items, path = [], bench.photographs(), bench.folder / "photographs.beton"
     for workers in (1, bench.threads):
         start = time.perf_counter()
-        encode_split(items, path, EncodeSettings(256, "jpg"), workers=workers)
+        encode_split(items, path, EncodeSettings(256, "jpg"), num_workers=workers)
         spent = time.perf_counter() - start
         rows.append(row(f"encode to 256 px, {workers} process(es)", None, len(items) / spent, "images/s"))
     made, options = bench.manifest(path), {"resolution": 224, "batch_size": 100}
@@ -115,7 +121,7 @@ def large_rows(bench: Bench) -> list[Row]:
     rows.append(row("256 px jpg to 224 px, evaluation", None, rate(evaluation, 4.0), "images/s"))
     heavy = bench.open(made, engine="native", augment=HeavyAugmentation(0), **options)
     rows.append(row("256 px jpg to 224 px, heavy, native", None, rate(heavy, 4.0), "images/s"))
-    if not ffcv_engine.why_not():
+    if not ffcv_engine.import_error():
         ffcv = rate(bench.open(made, engine="ffcv", **options), 4.0)
         rows.append(row("256 px jpg to 224 px, crop and flip, ffcv", None, ffcv, "images/s"))
         rows.append(row("native / ffcv", 0.8, native / ffcv, "ratio"))

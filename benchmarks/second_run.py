@@ -38,7 +38,7 @@ _ONE_STAGE = """\
 name: quick
 summary: one stage, to see whether this benchmark runs
 stages:
-  encode: {source: digits, side: 32, mode: raw, limit_train: 20, limit_val: 10}
+  encode: {source: digits, max_short_side: 32, mode: raw, max_train_images: 20, max_val_images: 10}
 """
 
 

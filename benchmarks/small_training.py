@@ -40,7 +40,13 @@ class Home:
         self._data = self._encoded(_PER_EPOCH * batch)
 
     def _encoded(self, images: int) -> ParentRef:
-        config = {"source": "shapes", "side": 32, "mode": "raw", "limit_train": images, "limit_val": 16}
+        config = {
+            "source": "shapes",
+            "max_short_side": 32,
+            "mode": "raw",
+            "max_train_images": images,
+            "max_val_images": 16,
+        }
         spec = StageSpec(name="data", kind="encode", config=config, seed=SEED, fingerprint="d" * 64)
         spec = spec.model_copy(update={"run_id": self.tracking.begin(spec)})
         execute(spec, self.storage, encode.run)

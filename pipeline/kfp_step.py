@@ -9,13 +9,13 @@ success, it is complete in the end.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.process import set_up_logging
 from components.store.run import COMPLETE, FAILED
 from components.store.settings import KFP_RUN_VARIABLE, StorageSettings
 from components.store.spec import StageSpec
@@ -45,7 +45,7 @@ def run_step(definition: str, parents: list[str], pipeline_run: str = "") -> str
     """
     from components.store.tracking import Tracking
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    set_up_logging()
     stage, storage = StageDefinition.model_validate_json(definition), StorageSettings.from_environment()
     tracking, on_cluster = Tracking(storage), os.environ.get(LAUNCHER_VARIABLE) == "rayjob"
     run, ours = pipeline_run, ""

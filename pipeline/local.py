@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,7 @@ RUNNERS = ("local", "kfp")
 _POLL_SECONDS = 0.15
 _STOP_SECONDS = 5.0
 """Time for the threads of stopped stages to write their states."""
-_log = logging.getLogger("robustrain.local")
+_log = logging.getLogger(__name__)
 
 Watch = Callable[[dict[str, dict[str, Any]]], None]
 """Gets the last live report of every stage, by stage name."""
@@ -324,12 +325,14 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _logging_to(log: Path) -> Iterator[None]:
-    """Writes log records and warnings of this process to a file while the block runs; they would break the display."""
+    """Writes this process's log records and warnings to a file, not to the terminal, where they break the display."""
     # MLflow would give its loggers handlers of their own, which write to the terminal.
     os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
-    handler = logging.FileHandler(log)
+    handler, root = logging.FileHandler(log), logging.getLogger()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
+    others = [other for other in root.handlers if getattr(other, "stream", None) in (sys.stdout, sys.stderr)]
+    for other in others:
+        root.removeHandler(other)
     root.addHandler(handler)
     logging.captureWarnings(True)
     try:
@@ -337,6 +340,8 @@ def _logging_to(log: Path) -> Iterator[None]:
     finally:
         logging.captureWarnings(False)
         root.removeHandler(handler)
+        for other in others:
+            root.addHandler(other)
         handler.close()
 
 

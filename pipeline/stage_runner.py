@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from components.errors import UserError
 from components.fingerprint import canonical_json, fingerprint, fingerprinted
+from components.process import set_up_logging
 from components.store.execute import execute
 from components.store.locks import file_lock
 from components.store.progress import Progress
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 MOST_RECIPE_CHARACTERS = 60_000
 """Linux takes 128 KiB for one argument of a program, and KFP gives a step all its inputs in one."""
 _LOCK_POLL_SECONDS = 0.2
-_log = logging.getLogger("robustrain.stage")
+_log = logging.getLogger(__name__)
 
 Launch = Callable[[StageSpec, StageKind, Path], None]
 """Does a stage's work and returns when it has ended: specification, row of the stage table, file for its output."""
@@ -247,6 +248,7 @@ def launch_in_process(spec: StageSpec, kind: StageKind, log: Path) -> None:
 
 def execute_stage(spec_json: str) -> None:
     """Does a stage's work in this process, given the JSON of its `StageSpec`: what a child process is started with."""
+    set_up_logging()
     spec = StageSpec.model_validate_json(spec_json)
     execute(spec, StorageSettings.from_environment(), STAGES[spec.kind].function())
 

@@ -70,7 +70,14 @@ def encoded(folder, **change):
     from components.store.objects import ObjectStore
 
     objects = ObjectStore(str(folder / "objects"), folder / "cache")
-    config = {"source": "digits", "side": 32, "mode": "raw", "limit_train": 100, "limit_val": 20, **change}
+    config = {
+        "source": "digits",
+        "max_short_side": 32,
+        "mode": "raw",
+        "max_train_images": 100,
+        "max_val_images": 20,
+        **change,
+    }
     spec = StageSpec(name="digits", kind="encode", config=config, seed=0, fingerprint="d" * 64)
     encode.run(StageJob(spec, {}, Run(folder), objects))
     return SimpleNamespace(objects=objects, manifest=folder / "artifacts")

@@ -26,11 +26,12 @@ from components.models.card import ModelCard
 from components.models.resolution import set_resolution
 from components.models.weights import build_from_card, read_card, read_card_document
 from components.result_rows import RESULTS, VERDICTS, EvaluationResults
+from components.stage_records import SPECTRA
 
 if TYPE_CHECKING:
     from components.store.execute import StageJob
 
-GALLERY, SPECTRA = "gallery", "results/spectra.json"
+GALLERY = "gallery"
 
 
 def run(job: StageJob) -> dict[str, Any]:
@@ -120,7 +121,14 @@ def _attack(
     )
     folder = job.run.workdir / "attack"
     work_units.write(folder, work, chosen.pixels, chosen.labels)
-    job.run.log_params({"images_digest": chosen.digest, "images": chosen.n, "device": executor.device})
+    job.run.log_params(
+        {
+            "images_digest": chosen.digest,
+            "images": chosen.n,
+            "device": executor.device,
+            "jpeg_decoder": chosen.jpeg_decoder,
+        }
+    )
     return join_units(
         work, executor.run(folder, job.inputs["model"].path("model"), work, EvaluationProgress(job, work))
     )

@@ -32,7 +32,7 @@ from components.errors import RemoteUserError, Terminated, UserError
 from components.launch.forkserver_setup import FORKSERVER_VARIABLE
 from components.launch.sessions import GRACE_SECONDS, ask_to_end, end_sessions, session_members, signal_all
 
-_log = logging.getLogger("robustrain.launch")
+_log = logging.getLogger(__name__)
 _FORKSERVER_DIED = 255
 """Exit code that `multiprocessing` makes up for a child whose forkserver has died."""
 _TUNING = {

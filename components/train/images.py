@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from components.data.augment import HeavyAugmentation
-from components.data.crop import CenterCrop, RandomCrop
+from components.data.crop import CenterCrop, RandomResizedCrop
 from components.data.loader import Batch, Loader, open_loader
 from components.data.manifest import DataManifest, read_manifest
 from components.errors import UserError
@@ -23,7 +23,7 @@ from components.train.validation import describe_split
 if TYPE_CHECKING:
     from components.store.execute import StageJob
 
-_WHOLE = RandomCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0))
+_WHOLE = RandomResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0))
 
 
 def split_indices(total: int, config: TrainConfig, seed: int) -> tuple[list[int], list[int]]:
@@ -50,7 +50,7 @@ class TrainImages:
     def __init__(self, job: StageJob, config: TrainConfig, world: World, seed: int) -> None:
         self.manifest: DataManifest = read_manifest(job.inputs["data"].path("manifest.json"))
         self.num_classes = self.manifest.num_classes
-        train, held = split_indices(self.manifest.split("train").n, config, seed)
+        train, held = split_indices(self.manifest.split("train").num_images, config, seed)
         self.counts = {"train": len(train), "held_out": len(held)}
         self.split = describe_split(held, len(train) + len(held), config, seed)
         common = {
@@ -59,10 +59,11 @@ class TrainImages:
             "resolution": config.resolution,
             "seed": seed,
             "rank": world.rank,
-            "world": world.size,
-            "threads": config.threads or stage_cores(),
+            "world_size": world.size,
+            "num_threads": config.threads or stage_cores(),
         }
         crops = config.augment != "none"
+        heavy = HeavyAugmentation.of(seed, match_released_code=config.faithful)
         self.train: Loader = open_loader(
             self.manifest,
             "train",
@@ -70,9 +71,9 @@ class TrainImages:
             train=True,
             indices=train,
             order="fixed" if config.faithful else "random",
-            crop=RandomCrop(config.crop_scale, config.crop_aspect) if crops else _WHOLE,
-            flip=config.mirrored,
-            augment=HeavyAugmentation.of(seed, faithful=config.faithful) if config.augment == "heavy" else None,
+            crop=RandomResizedCrop(config.crop_scale, config.crop_aspect) if crops else _WHOLE,
+            hflip=config.mirrored,
+            augment=heavy if config.augment == "heavy" else None,
             drop_last=True,
             **common,
         )
@@ -86,7 +87,7 @@ class TrainImages:
                 indices=held,
                 order="sequential",
                 crop=CenterCrop(config.center_crop),
-                flip=0.0,
+                hflip=0.0,
                 drop_last=False,
                 **common,
             )

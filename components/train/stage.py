@@ -9,6 +9,7 @@ from torch import nn
 
 from components.errors import UserError
 from components.files import write_json
+from components.stage_records import HISTORY
 from components.train.config import CONFIGS, TrainConfig
 from components.train.validation import describe_choice
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from components.train.metrics import Telling
     from components.train.state import TrainState
 
-MODEL, HISTORY = "model", "history.json"
+MODEL = "model"
 
 
 def run(job: StageJob) -> dict[str, Any]:
@@ -84,7 +85,13 @@ def work(job: StageJob, world: World, outside: Callable[[], bool] = lambda: Fals
     try:
         _continue(job, state, store, world)
         if world.leads:
-            job.run.log_params({**_params(config, images.counts), "workers_taken": world.size})
+            job.run.log_params(
+                {
+                    **_params(config, images.counts),
+                    "workers_taken": world.size,
+                    "jpeg_decoder": images.train.jpeg_decoder,
+                }
+            )
         guard = Guard(
             config.health, state, world, images.num_classes, images.counts["held_out"], good, warn=job.run.warn
         )

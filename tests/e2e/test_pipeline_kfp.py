@@ -17,7 +17,7 @@ RECIPE = """
 name: four
 seed: 1
 stages:
-  digits: {kind: encode, source: digits, side: 32, mode: raw, limit_train: 64, limit_val: 16}
+  digits: {kind: encode, source: digits, max_short_side: 32, mode: raw, max_train_images: 64, max_val_images: 16}
   pretrain: &training
     data: digits
     model: {name: convnext_micro, stem: patch}

@@ -29,7 +29,10 @@ CONFIG = {
 def test_two_workers_train_like_one(run_stage, storage, monkeypatch, ray_turn):
     for name, value in storage.environment().items():
         monkeypatch.setenv(name, value)
-    data = run_stage("encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 100, "limit_val": 20})
+    data = run_stage(
+        "encode",
+        {"source": "digits", "max_short_side": 32, "mode": "raw", "max_train_images": 100, "max_val_images": 20},
+    )
     alone = run_stage("adversarial", CONFIG, {"data": data})
     together = run_stage("adversarial", {**CONFIG, "workers": 2}, {"data": data})
     assert together.fingerprint == alone.fingerprint

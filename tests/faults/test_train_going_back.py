@@ -27,7 +27,7 @@ LEARNING = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return encoded(tmp_path_factory.mktemp("digits"), limit_train=400)
+    return encoded(tmp_path_factory.mktemp("digits"), max_train_images=400)
 
 
 def bursting(patch):

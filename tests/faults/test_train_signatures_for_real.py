@@ -22,7 +22,7 @@ ONE_STEP = {"norm": "Linf", "eps": 0.1, "steps": 1, "form": "last", "eps_warmup"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return encoded(tmp_path_factory.mktemp("digits"), limit_train=600)
+    return encoded(tmp_path_factory.mktemp("digits"), max_train_images=600)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,14 @@ TRAINING = {
     "loader": "native",
     "threads": 1,
 }
-DATA = {"kind": "encode", "source": "digits", "side": 32, "mode": "raw", "limit_train": 100, "limit_val": 20}
+DATA = {
+    "kind": "encode",
+    "source": "digits",
+    "max_short_side": 32,
+    "mode": "raw",
+    "max_train_images": 100,
+    "max_val_images": 20,
+}
 MOST_KILLS = 3
 
 

@@ -50,7 +50,9 @@ def _quick(monkeypatch):
 @pytest.fixture
 def digits(run_stage):
     return run_stage(
-        "encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 40, "limit_val": 40}, name="digits"
+        "encode",
+        {"source": "digits", "max_short_side": 32, "mode": "raw", "max_train_images": 40, "max_val_images": 40},
+        name="digits",
     )
 
 
@@ -218,7 +220,9 @@ def test_impossible_threats_are_refused_before_any_work(run_stage, trained, digi
 
 def test_a_model_of_other_classes_is_refused(run_stage, trained):
     shapes = run_stage(
-        "encode", {"source": "shapes", "side": 32, "mode": "raw", "limit_train": 40, "limit_val": 40}, name="shapes"
+        "encode",
+        {"source": "shapes", "max_short_side": 32, "mode": "raw", "max_train_images": 40, "max_val_images": 40},
+        name="shapes",
     )
     with pytest.raises(UserError, match="'net' has 10 classes and the data set 'shapes'"):
         evaluated(run_stage, trained, shapes)

@@ -74,7 +74,7 @@ def test_only_dependent_stages_change(tmp_path):
     changed = prints(tmp_path, adversarial={"epochs": 3})
     assert {name for name in base if base[name] != changed[name]} == {"adversarial", "evaluate"}
     assert prints(tmp_path, pretrain={"workers": 2}) == base
-    everything = prints(tmp_path, digits={"side": 28})
+    everything = prints(tmp_path, digits={"max_short_side": 28})
     assert all(base[name] != everything[name] for name in base)
 
 

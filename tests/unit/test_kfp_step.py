@@ -20,7 +20,7 @@ def here(storage, monkeypatch):
 
 
 def encoding():
-    recipe = build(small(digits={"limit_train": 40, "limit_val": 20}))
+    recipe = build(small(digits={"max_train_images": 40, "max_val_images": 20}))
     return stage_definition_json(recipe.stages["digits"], recipe)
 
 
@@ -48,7 +48,7 @@ def test_cluster_steps_share_one_parent(here, monkeypatch):
 
 def test_the_parent_on_a_cluster_knows_its_recipe_and_stays_open_until_all_is_complete(here, monkeypatch):
     tracking = on_a_cluster(here, monkeypatch)
-    recipe = build(small(digits={"limit_train": 40, "limit_val": 20}))
+    recipe = build(small(digits={"max_train_images": 40, "max_val_images": 20}))
     kfp_step.run_step(stage_definition_json(recipe.stages["digits"], recipe), [])
     [parent] = tracking.last_pipeline_runs()
     assert (parent["name"], parent["recipe"], parent["state"]) == (recipe.name, recipe.name, "running")
@@ -59,7 +59,14 @@ def test_the_parent_on_a_cluster_knows_its_recipe_and_stays_open_until_all_is_co
 
 def test_the_last_step_on_a_cluster_closes_the_parent(here, monkeypatch):
     tracking = on_a_cluster(here, monkeypatch)
-    digits = {"kind": "encode", "source": "digits", "side": 32, "mode": "raw", "limit_train": 40, "limit_val": 20}
+    digits = {
+        "kind": "encode",
+        "source": "digits",
+        "max_short_side": 32,
+        "mode": "raw",
+        "max_train_images": 40,
+        "max_val_images": 20,
+    }
     recipe = build({"name": "two", "seed": 1, "stages": {"digits": digits, "more": {**digits, "quality": 50}}})
     states = []
     for stage in recipe.stages.values():
@@ -71,7 +78,9 @@ def test_the_last_step_on_a_cluster_closes_the_parent(here, monkeypatch):
 def test_a_step_that_fails_on_a_cluster_marks_the_parent_and_a_good_retry_completes_it(here, monkeypatch, tmp_path):
     tracking = on_a_cluster(here, monkeypatch)
     images = tmp_path / "images"
-    recipe = build({"name": "one", "seed": 1, "stages": {"mine": {"kind": "encode", "source": str(images), "side": 8}}})
+    recipe = build(
+        {"name": "one", "seed": 1, "stages": {"mine": {"kind": "encode", "source": str(images), "max_short_side": 8}}}
+    )
     definition = stage_definition_json(recipe.stages["mine"], recipe)
     with pytest.raises(UserError):
         kfp_step.run_step(definition, [])
@@ -85,10 +94,10 @@ def test_a_step_that_fails_on_a_cluster_marks_the_parent_and_a_good_retry_comple
                 "mine": {
                     "kind": "encode",
                     "source": "digits",
-                    "side": 32,
+                    "max_short_side": 32,
                     "mode": "raw",
-                    "limit_train": 40,
-                    "limit_val": 20,
+                    "max_train_images": 40,
+                    "max_val_images": 20,
                 }
             },
         }

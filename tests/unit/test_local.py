@@ -14,7 +14,14 @@ from components.store.tracking import Tracking
 from pipeline import local
 from pipeline.recipe import build
 
-DIGITS = {"kind": "encode", "source": "digits", "side": 32, "mode": "raw", "limit_train": 20, "limit_val": 10}
+DIGITS = {
+    "kind": "encode",
+    "source": "digits",
+    "max_short_side": 32,
+    "mode": "raw",
+    "max_train_images": 20,
+    "max_val_images": 10,
+}
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def run(here, tracking):
 
 
 def encoding(**changes):
-    recipe = build(small(digits={"limit_train": 40, "limit_val": 20, **changes}))
+    recipe = build(small(digits={"max_train_images": 40, "max_val_images": 20, **changes}))
     return stage_definition(recipe.stages["digits"], recipe)
 
 

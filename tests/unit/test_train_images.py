@@ -14,7 +14,10 @@ from components.train.images import TrainImages
 
 @pytest.fixture
 def first_batch(run_stage, storage):
-    data = run_stage("encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 80, "limit_val": 20})
+    data = run_stage(
+        "encode",
+        {"source": "digits", "max_short_side": 32, "mode": "raw", "max_train_images": 80, "max_val_images": 20},
+    )
 
     def batch(epoch=0, **changes):
         config = PretrainConfig(

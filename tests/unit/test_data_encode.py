@@ -1,4 +1,4 @@
-"""One image file becomes RGB pixels of 8 bits, whatever it holds; what has no known range is refused."""
+"""Reading one image file: every kind becomes 8-bit RGB; values without a known range are refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.data.encode_image import EncodeSettings, ImageItem, Unreadable, encode_chunk, read_rgb
+from components.data.encode import EncodeSettings, ImageItem, Unreadable, encode_chunk, read_rgb
 
 
 def saved(image: Image.Image, form: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What goes wrong while encoding: unreadable images, a full disk, killed processes. Nothing half-written stays."""
+"""Failures while encoding: unreadable images, a full disk, killed processes. No incomplete file is kept."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ import pytest
 from PIL import Image
 
 from components.data import encode
-from components.data.beton_format import EncodedImage
-from components.data.beton_writer import BetonWriter
-from components.data.encode import encode_split
-from components.data.encode_image import EncodeSettings, ImageItem
+from components.data.beton_writer import HEADER, BetonWriter, EncodedImage
+from components.data.encode import EncodeSettings, ImageItem, encode_split
 from components.errors import UserError
 
 SETTINGS = EncodeSettings(64, "jpg")
@@ -46,7 +44,7 @@ def test_an_unreadable_image_is_named(
     bad = Path(items[70].path)
     bad.write_bytes(bad.read_bytes()[:700] if content is None else content)
     with pytest.raises(UserError, match=r"070\.jpg: this image cannot be read"):
-        encode_split(items, tmp_path / "x.beton", SETTINGS, workers=workers)
+        encode_split(items, tmp_path / "x.beton", SETTINGS, num_workers=workers)
     assert [p.name for p in tmp_path.iterdir()] == ["images"]
 
 
@@ -72,14 +70,14 @@ def test_a_missing_image_is_named(items: list[ImageItem], tmp_path: Path) -> Non
 
 
 class FullDisk:
-    """A file on a disk with `room` bytes left."""
+    """A file on a disk with `free` bytes left."""
 
-    def __init__(self, file: object, room: int) -> None:
-        self._file, self._room = file, room
+    def __init__(self, file: object, free: int) -> None:
+        self._file, self._free = file, free
 
     def write(self, data: bytes) -> int:
-        self._room -= len(data)
-        if self._room < 0:
+        self._free -= len(data)
+        if self._free < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
         return self._file.write(data)  # type: ignore[attr-defined]
 
@@ -87,14 +85,14 @@ class FullDisk:
         return getattr(self._file, name)
 
 
-@pytest.mark.parametrize("room", [0, 3 << 20, (4 << 20) + 10], ids=["first page", "second page", "table"])
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, room: int) -> None:
+@pytest.mark.parametrize("free", [0, 3 << 20, (4 << 20) + 10], ids=["first page", "second page", "table"])
+def test_a_full_disk_is_one_error_and_leaves_no_file(tmp_path: Path, free: int) -> None:
     path = tmp_path / "x.beton"
     path.write_bytes(b"an older file")
 
     def write() -> None:
         with BetonWriter(path, 4, page_size=2 << 20) as writer:
-            writer._file = FullDisk(writer._file, room)  # type: ignore[assignment]
+            writer._file = FullDisk(writer._file, free)  # type: ignore[assignment]
             for _ in range(4):
                 writer.add(EncodedImage(0, 9, 9, bytes(1 << 20), 0))
 
@@ -102,6 +100,30 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, room: int) -> No
         write()
     assert [p.name for p in tmp_path.iterdir()] == ["x.beton"]
     assert path.read_bytes() == b"an older file"
+
+
+def test_the_bytes_are_on_the_disk_before_the_header_and_the_header_before_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power failure a file with the final name must be complete, whatever order the disk writes blocks in."""
+    path, calls = tmp_path / "x.beton", []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor: int) -> None:
+        on_disk = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        finished = on_disk.is_file() and np.frombuffer(on_disk.read_bytes(), HEADER, 1)["table_ptr"][0] > 0
+        calls.append("fsync folder" if on_disk.is_dir() else "fsync finished" if finished else "fsync unfinished")
+        fsync(descriptor)
+
+    def record_replace(one: Path, other: Path) -> None:
+        calls.append("rename")
+        replace(one, other)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    with BetonWriter(path, 1, page_size=2 << 20) as writer:
+        writer.add(EncodedImage(0, 9, 9, b"x", 0))
+    assert calls == ["fsync unfinished", "fsync finished", "rename", "fsync folder"]
 
 
 def test_other_write_errors_keep_their_trace(tmp_path: Path) -> None:
@@ -122,7 +144,7 @@ def test_a_killed_encoder_ends_the_work_with_a_message(items: list[ImageItem], t
         time.sleep(0.2)
 
     with pytest.raises(UserError, match="an encoding process was killed"):
-        encode_split(items * 20, tmp_path / "x.beton", SETTINGS, workers=2, progress=kill_one)
+        encode_split(items * 20, tmp_path / "x.beton", SETTINGS, num_workers=2, progress=kill_one)
     assert [p.name for p in tmp_path.iterdir()] == ["images"]
     assert not multiprocessing.active_children()
 
@@ -133,12 +155,12 @@ import signal
 import sys
 from pathlib import Path
 from components.data.encode import encode_split
-from components.data.encode_image import EncodeSettings, ImageItem
+from components.data.encode import EncodeSettings, ImageItem
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     items = [ImageItem(sys.argv[1], 0)] * 1000000
-    encode_split(items, Path(sys.argv[2]), EncodeSettings(64, "jpg"), workers=2,
+    encode_split(items, Path(sys.argv[2]), EncodeSettings(64, "jpg"), num_workers=2,
                  progress=lambda done, total: print(done, flush=True))
 """
 

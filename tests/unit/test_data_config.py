@@ -1,4 +1,4 @@
-"""The digest of a folder of images: equal for equal images wherever they lie, other for others, one line for what cannot be read."""
+"""The digest of a source: equal for equal images in any place, different for others; unreadable files are one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def same_times(one: Path, other: Path) -> None:
         os.utime(other / path.relative_to(one), ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
 
 
-def test_two_folders_with_equal_names_sizes_and_times_are_told_apart(images: Path, tmp_path: Path) -> None:
+def test_two_folders_with_equal_names_sizes_and_times_have_different_digests(images: Path, tmp_path: Path) -> None:
     """As two exports of the same camera unpacked with their times: only the pixels differ."""
     other = Path(shutil.copytree(images, tmp_path / "other"))
     (other / "train" / "a" / "0.png").write_bytes(b"z" * 100)
@@ -68,7 +68,7 @@ def test_an_archive_may_have_another_name(tmp_path: Path) -> None:
     assert digest(tmp_path / "one.tar") == digest(tmp_path / "two.tar") != digest(tmp_path / "three.tar")
 
 
-def test_built_in_sets_are_told_apart(tmp_path: Path) -> None:
+def test_built_in_sets_have_different_fingerprints(tmp_path: Path) -> None:
     one, other = prints(tmp_path, source="digits"), prints(tmp_path, source="shapes")
     assert set(one.values()).isdisjoint(other.values())
 
@@ -84,17 +84,17 @@ def test_a_cache_that_cannot_be_written_or_read_only_costs_time(images: Path, tm
 
 def dangling(root: Path) -> str:
     (root / "train" / "a" / "1.png").symlink_to("nowhere.png")
-    return "train/a/1.png: this link leads nowhere"
+    return "train/a/1.png: the target of this link does not exist"
 
 
 def loop(root: Path) -> str:
     (root / "train" / "a" / "again").symlink_to(root / "train")
-    return "train/a/again: this link leads back to a folder"
+    return "train/a/again: this link leads back to a folder that contains it"
 
 
 def link_to_itself(root: Path) -> str:
     (root / "train" / "a" / "1.png").symlink_to("1.png")
-    return "train/a/1.png: this link leads nowhere"
+    return "train/a/1.png: the target of this link does not exist"
 
 
 def not_utf8(root: Path) -> str:
@@ -104,15 +104,15 @@ def not_utf8(root: Path) -> str:
 
 def pipe(root: Path) -> str:
     os.mkfifo(root / "train" / "a" / "1.png")
-    return "train/a/1.png: this is no ordinary file"
+    return "train/a/1.png: this is not a regular file"
 
 
 @pytest.mark.parametrize("wrong", [dangling, loop, link_to_itself, not_utf8, pipe])
-def test_what_cannot_be_read_is_named_in_one_line(images: Path, wrong: object) -> None:
-    said = wrong(images)  # type: ignore[operator]
+def test_a_file_that_cannot_be_read_is_named_in_one_line(images: Path, wrong: object) -> None:
+    expected = wrong(images)  # type: ignore[operator]
     with pytest.raises(UserError) as caught:
         digest(images)
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert str(images) in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Our `.beton` writer and reader: the same bytes for any number of encoders, and back again."""
+"""The `.beton` writer and reader: the same bytes for any number of encoders, and the images read back."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.data.beton_format import ROW, EncodedImage, first_page
 from components.data.beton_reader import BetonFile
-from components.data.beton_writer import BetonWriter
-from components.data.encode import encode_split
-from components.data.encode_image import EncodeSettings, ImageItem, encode_pixels, shrunk
+from components.data.beton_writer import ROW, BetonWriter, EncodedImage, first_page
+from components.data.encode import EncodeSettings, ImageItem, encode_pixels, encode_split, shrink
 from components.data.jpeg import decode_jpeg, decoder_name, jpeg_size
 from components.errors import UserError
 
@@ -38,20 +36,20 @@ def test_any_number_of_encoders_gives_the_same_bytes(items: list[ImageItem], tmp
     digests = set()
     for workers in (1, 2, 3):
         path = tmp_path / f"{workers}.beton"
-        encode_split(items, path, JPG, page_size=PAGE, workers=workers)
+        encode_split(items, path, JPG, page_size=PAGE, num_workers=workers)
         digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
     assert len(digests) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1.beton", "2.beton", "3.beton"]
 
 
 @pytest.mark.parametrize("settings", [JPG, RAW], ids=["jpg", "raw"])
-def test_what_was_encoded_comes_back(items: list[ImageItem], tmp_path: Path, settings: EncodeSettings) -> None:
+def test_encoded_images_are_read_back(items: list[ImageItem], tmp_path: Path, settings: EncodeSettings) -> None:
     encode_split(items, tmp_path / "x.beton", settings, page_size=PAGE)
     file = BetonFile(tmp_path / "x.beton", num_samples=150, num_classes=7)
     assert file.labels.tolist() == [item.label for item in items]
     for index in range(0, 150, 11):
         with Image.open(items[index].path) as image:
-            expected = shrunk(np.array(image.convert("RGB")), 64)
+            expected = shrink(np.array(image.convert("RGB")), 64)
         assert min(expected.shape[:2]) <= 64
         found = file.image(index)
         assert found.shape == expected.shape
@@ -61,7 +59,7 @@ def test_what_was_encoded_comes_back(items: list[ImageItem], tmp_path: Path, set
 
 def test_the_shorter_side_is_shrunk_and_never_enlarged() -> None:
     def size_of(height: int, width: int) -> tuple[int, ...]:
-        return shrunk(np.zeros((height, width, 3), np.uint8), 64).shape[:2]
+        return shrink(np.zeros((height, width, 3), np.uint8), 64).shape[:2]
 
     assert [size_of(*hw) for hw in ((128, 256), (256, 128), (64, 300), (20, 30))] == [
         (64, 128),
@@ -118,7 +116,7 @@ def test_source_jpegs_can_be_kept_as_they_are(items: list[ImageItem], tmp_path: 
     keep = EncodeSettings(80, "jpg", keep_jpeg=True)
     encode_split(items[:20], tmp_path / "x.beton", keep, page_size=PAGE)
     file = BetonFile(tmp_path / "x.beton")
-    kept = [file.stored(k).tobytes() == Path(item.path).read_bytes() for k, item in enumerate(items[:20])]
+    kept = [file.stored_bytes(k).tobytes() == Path(item.path).read_bytes() for k, item in enumerate(items[:20])]
     fits = []
     for item in items[:20]:
         with Image.open(item.path) as image:

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.data.beton_format import ALLOCATION, HEADER, METADATA_START, ROW
 from components.data.beton_reader import BetonFile
-from components.data.beton_writer import BetonWriter
-from components.data.encode_image import EncodeSettings, encode_pixels
+from components.data.beton_writer import ALLOCATION, HEADER, METADATA_START, ROW, BetonWriter
+from components.data.encode import EncodeSettings, encode_pixels
 from components.data.manifest import read_manifest
 from components.errors import UserError
 
@@ -91,6 +90,15 @@ def last_sample_forgotten(data: bytearray) -> bytearray:
     return header(num_samples=N - 1)(data)[:-24]  # type: ignore[return-value]
 
 
+def last_image_too_long(data: bytearray) -> bytearray:
+    """The last image reaches to the end of the file, over the allocation table, but is not larger than a page."""
+    start = int(np.frombuffer(data, HEADER, 1)["table_ptr"][0])
+    last = np.frombuffer(data, ALLOCATION, N, start)[N - 1]
+    size = len(data) - int(last["ptr"])
+    assert int(last["size"]) < size < 2 << 20
+    return table(N - 1, "size", lambda _: size)(data)  # type: ignore[return-value]
+
+
 AT_OPEN: dict[str, Damage] = {
     "empty": lambda d: b"",
     "ten bytes": lambda d: d[:10],
@@ -130,6 +138,7 @@ AT_OPEN: dict[str, Damage] = {
     "last size halved": table(N - 1, "size", lambda s: s // 2),
     "size of a page": table(3, "size", lambda s: 2 << 20),
     "size huge": table(3, "size", lambda s: 1 << 63),
+    "last image runs into the table": last_image_too_long,
     "sample twice": table(3, "sample_id", lambda i: 4),
     "negative label": row(3, "label", -1),
     "label too large": row(3, "label", 4),
@@ -182,7 +191,7 @@ AT_READ: dict[str, Damage] = {
 
 
 @pytest.mark.parametrize("damage", AT_READ.values(), ids=list(AT_READ))
-def test_jpegs_are_checked_when_read(sound: dict[str, bytes], tmp_path: Path, damage: Damage) -> None:
+def test_jpegs_are_checked_when_they_are_read(sound: dict[str, bytes], tmp_path: Path, damage: Damage) -> None:
     file = opened(damage(bytearray(sound["jpg"])), tmp_path / "x.beton")
     assert file.image(4).shape == (204, 180, 3)
     with pytest.raises(UserError, match="sample 3"):
@@ -191,10 +200,10 @@ def test_jpegs_are_checked_when_read(sound: dict[str, bytes], tmp_path: Path, da
         file.check_jpeg_headers()
 
 
-def test_other_counts_than_promised_are_refused(sound: dict[str, bytes], tmp_path: Path) -> None:
+def test_another_count_than_the_manifests_is_refused(sound: dict[str, bytes], tmp_path: Path) -> None:
     path = tmp_path / "x.beton"
     path.write_bytes(sound["raw"])
-    with pytest.raises(UserError, match="30 samples, 31 were promised"):
+    with pytest.raises(UserError, match="it has 30 samples, its manifest says 31"):
         BetonFile(path, num_samples=31)
     with pytest.raises(UserError, match="no such file"):
         BetonFile(tmp_path / "y.beton")

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.data.sampler import BatchOrder, all_or_given
+from components.data.sampler import BatchSampler, checked_indices
 from components.errors import UserError
 
 
 @st.composite
-def orders(draw: st.DrawFn) -> tuple[BatchOrder, int, int]:
+def orders(draw: st.DrawFn) -> tuple[BatchSampler, int, int]:
     world = draw(st.sampled_from([1, 2, 3, 4, 6]))
     batch = world * draw(st.integers(1, 9))
     n = draw(st.integers(1, 200))
-    order = BatchOrder(
+    order = BatchSampler(
         np.sort(np.random.default_rng(draw(st.integers(0, 99))).choice(500, n, replace=False)),
         batch,
         seed=draw(st.integers(0, 2**63 - 1)),
@@ -26,13 +26,13 @@ def orders(draw: st.DrawFn) -> tuple[BatchOrder, int, int]:
     return order, world, draw(st.integers(0, 1000))
 
 
-def of_rank(order: BatchOrder, rank: int, world: int) -> BatchOrder:
-    return BatchOrder(order.indices, order.batch_size, order.seed, order.order, order.drop_last, rank, world)
+def of_rank(order: BatchSampler, rank: int, world: int) -> BatchSampler:
+    return BatchSampler(order.indices, order.batch_size, order.seed, order.order, order.drop_last, rank, world)
 
 
 @settings(max_examples=80, deadline=None)
 @given(orders())
-def test_global_batches_are_the_same_for_any_world(case: tuple[BatchOrder, int, int]) -> None:
+def test_global_batches_are_the_same_for_any_world(case: tuple[BatchSampler, int, int]) -> None:
     order, world, epoch = case
     alone = order.batches(epoch)
     parts = [of_rank(order, rank, world).batches(epoch) for rank in range(world)]
@@ -45,7 +45,7 @@ def test_global_batches_are_the_same_for_any_world(case: tuple[BatchOrder, int, 
 
 @settings(max_examples=80, deadline=None)
 @given(orders())
-def test_an_epoch_holds_every_sample_once(case: tuple[BatchOrder, int, int]) -> None:
+def test_an_epoch_holds_every_sample_once(case: tuple[BatchSampler, int, int]) -> None:
     order, _, epoch = case
     seen = np.concatenate([np.zeros(0, np.int64), *order.batches(epoch)])
     assert len(np.unique(seen)) == len(seen)
@@ -56,7 +56,7 @@ def test_an_epoch_holds_every_sample_once(case: tuple[BatchOrder, int, int]) -> 
 
 @settings(max_examples=60, deadline=None)
 @given(orders(), st.data())
-def test_it_can_start_at_any_batch(case: tuple[BatchOrder, int, int], data: st.DataObject) -> None:
+def test_it_can_start_at_any_batch(case: tuple[BatchSampler, int, int], data: st.DataObject) -> None:
     order, world, epoch = case
     ranked = of_rank(order, world - 1, world)
     start = data.draw(st.integers(0, order.num_batches))
@@ -66,7 +66,7 @@ def test_it_can_start_at_any_batch(case: tuple[BatchOrder, int, int], data: st.D
 
 def test_epochs_and_seeds_differ() -> None:
     def first(seed: int, epoch: int) -> list[int]:
-        return BatchOrder(np.arange(300), 30, seed=seed).epoch(epoch).tolist()
+        return BatchSampler(np.arange(300), 30, seed=seed).epoch(epoch).tolist()
 
     assert first(7, 0) == first(7, 0)
     # FFCV's own random order has seed 7, epoch 1 equal to seed 8, epoch 0.
@@ -75,7 +75,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_a_fixed_order_is_that_of_the_first_epoch() -> None:
     indices = np.arange(50)
-    fixed, moving = (BatchOrder(indices, 10, seed=1, order=order) for order in ("fixed", "random"))
+    fixed, moving = (BatchSampler(indices, 10, seed=1, order=order) for order in ("fixed", "random"))
     assert np.array_equal(fixed.epoch(0), moving.epoch(0))
     assert np.array_equal(fixed.epoch(7), fixed.epoch(0))
     assert not np.array_equal(fixed.epoch(7), indices)
@@ -85,17 +85,17 @@ def test_the_order_is_random() -> None:
     """Every sample is as likely in the first tenth of an epoch as in any other."""
     hits = np.zeros(100)
     for epoch in range(400):
-        hits[BatchOrder(np.arange(100), 10, seed=3).epoch(epoch)[:10]] += 1
+        hits[BatchSampler(np.arange(100), 10, seed=3).epoch(epoch)[:10]] += 1
     assert hits.min() > 15
     assert hits.max() < 75
 
 
 def test_ranks_have_to_divide_the_batch() -> None:
     with pytest.raises(UserError, match=r"batch_size.*does not divide over 3 workers"):
-        BatchOrder(np.arange(10), 8, rank=0, world=3)
+        BatchSampler(np.arange(10), 8, rank=0, world_size=3)
 
 
 @pytest.mark.parametrize(("indices", "words"), [([3, 10], "no such sample"), ([-1], "no such"), ([2, 2], "twice")])
 def test_indices_outside_the_set_or_twice_are_refused(indices: list[int], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        all_or_given(indices, 10)
+        checked_indices(indices, 10)

@@ -19,17 +19,19 @@ import pytest
 from components.data import ffcv_engine
 from components.data.beton_reader import BetonFile
 from components.data.beton_writer import BetonWriter
-from components.data.crop import RandomCrop
-from components.data.encode_image import EncodeSettings, encode_pixels
+from components.data.crop import RandomResizedCrop
+from components.data.encode import EncodeSettings, encode_pixels
 from components.data.loader import Loader, open_loader
-from components.data.manifest import DataManifest, SplitManifest, StoredFile
+from components.data.manifest import DataManifest, SplitManifest
 from components.errors import UserError
 from components.store.objects import ObjectStore
 
 pytestmark = pytest.mark.ffcv
 
-if ffcv_engine.why_not():
-    warnings.warn(f"FFCV IS NOT TESTED: it does not import ({ffcv_engine.why_not()}); run `make setup`", stacklevel=1)
+if ffcv_engine.import_error():
+    warnings.warn(
+        f"FFCV IS NOT TESTED: it does not import ({ffcv_engine.import_error()}); run `make setup`", stacklevel=1
+    )
     pytest.skip("FFCV does not import; run `make setup`", allow_module_level=True)
 
 N = 130
@@ -104,13 +106,13 @@ def test_we_read_what_ffcv_wrote(folder: Path, tmp_path: Path, name: str) -> Non
     ours = BetonFile(write(tmp_path / "ours.beton", [name.split("-")[1]] * N))
     assert theirs.labels.tolist() == LABELS
     for index in range(N):
-        assert np.array_equal(theirs.stored(index), ours.stored(index))
+        assert np.array_equal(theirs.stored_bytes(index), ours.stored_bytes(index))
         assert np.array_equal(theirs.image(index), ours.image(index))
 
 
 def test_ffcv_reads_what_we_wrote(tmp_path: Path) -> None:
     """With FFCV's stock pipelines, which know nothing of us."""
-    with ffcv_engine.torch_threads_kept():
+    with ffcv_engine.preserve_torch_threads():
         from ffcv.loader import Loader as Stock
         from ffcv.loader import OrderOption
 
@@ -136,7 +138,7 @@ class Engines:
     def __init__(self, folder: Path) -> None:
         store = ObjectStore(str(folder / "objects"), folder / "cache")
         ref = store.put(write(folder / "x.beton", ["jpg" if k % 3 else "raw" for k in range(N)]), "x.beton")
-        split = SplitManifest(object=StoredFile(**ref.as_dict()), n=N, max_height=260, max_width=260, per_class=(N,))
+        split = SplitManifest(**ref.as_dict(), num_images=N)
         self.path = Path(ref.uri)
         self.manifest = DataManifest(name="x", classes=tuple("0123456789"), splits={"train": split}, encode={})
         self.store = store
@@ -145,7 +147,7 @@ class Engines:
     def open(self, engine: Any) -> Loader:
         return open_loader(
             self.manifest, "train", self.store, engine=engine, batch_size=30, resolution=72, seed=2**40 + 3, train=True,
-            threads=2, crop=RandomCrop((0.05, 1.0), (0.4, 2.5)), flip=0.5, drop_last=False,
+            num_threads=2, crop=RandomResizedCrop((0.05, 1.0), (0.4, 2.5)), hflip=0.5, drop_last=False,
         )  # fmt: skip
 
 
@@ -200,7 +202,7 @@ def test_two_epochs_at_once_do_not_disturb_each_other(engines: Engines) -> None:
 
 
 def test_a_dying_ffcv_thread_is_an_error_and_not_a_hang(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded, calls = ffcv_engine._decoded, []
+    decoded, calls = ffcv_engine._decode, []
 
     def dies(*arguments: Any) -> Any:
         calls.append(1)
@@ -208,7 +210,7 @@ def test_a_dying_ffcv_thread_is_an_error_and_not_a_hang(engines: Engines, monkey
             raise SystemError("as FFCV's compiled code does on a wrong mode")
         return decoded(*arguments)
 
-    monkeypatch.setattr(ffcv_engine, "_decoded", dies)
+    monkeypatch.setattr(ffcv_engine, "_decode", dies)
     began = time.monotonic()
     batches = engines.ffcv.epoch(0)
     assert len([next(batches), next(batches)]) == 2
