@@ -56,7 +56,7 @@ def jpeg_size(data: Bytes) -> tuple[int, int]:
 
 @functools.cache
 def _turbo() -> Any:
-    """The library with its functions declared, or None."""
+    """Returns the library with its functions' types declared, or None."""
     for name in _LIBRARIES:
         with contextlib.suppress(OSError):
             return _declared(ctypes.CDLL(name))
