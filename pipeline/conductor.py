@@ -69,7 +69,8 @@ def close_run(run_id: str, state: str) -> dict[str, Any]:
     storage = StorageSettings.from_environment()
     Tracking(storage).close_pipeline_run(run_id, state=state)
     found = read(storage, run_id)
-    return {"rows": found.rows, "worst_case": found.worst_case, "report": found.report}
+    rows, worst_case = ([row.model_dump(mode="json") for row in some] for some in (found.rows, found.worst_case))
+    return {"rows": rows, "worst_case": worst_case, "report": found.report}
 
 
 def main(request: Path) -> None:

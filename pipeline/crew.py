@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from components.process import available_cores
 from pipeline.handover import hand_failure, hand_over
@@ -22,8 +22,6 @@ from pipeline.recipe import Recipe, Stage
 
 _AT_ONCE = 2
 """Stages side by side by default; more would only divide the same cores and memory."""
-_PER_IMAGE = {"autoattack": 2.0, "apgd-ce+apgd-t": 0.8, "apgd-ce": 0.15}
-_PER_PASS = 1.6
 
 Bring = Callable[[str, list[str]], str]
 """Brings the named stage to completion, given its parents' tokens, and returns its own token."""
@@ -48,18 +46,8 @@ def gpus_here() -> int:
 
 
 def weight(stage: Stage) -> float:
-    """How long a stage takes against another, roughly: only the order of what is ready follows from it.
-
-    In seconds of the quickstart on one core: training by its epochs and attack steps, evaluation by its images and
-    attacks, 1 for everything else.
-    """
-    config: Any = stage.config
-    if hasattr(config, "threats"):
-        sides = len(getattr(config, "resolutions", ())) or 1
-        return sides * sum((threat.n or config.n) * _PER_IMAGE[threat.attack] for threat in config.threats)
-    if hasattr(config, "epochs"):
-        return config.epochs * _PER_PASS * (1 + (config.attack.steps if config.attack else 0))
-    return 1.0
+    """How long a stage takes against another, roughly: only the order of what is ready follows from it."""
+    return stage.kind.seconds(stage.config)
 
 
 def distances(recipe: Recipe) -> dict[str, float]:

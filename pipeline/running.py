@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -16,6 +16,7 @@ from components.errors import EXIT_STATUS, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from components.result_rows import ResultRow, WorstCaseRow
     from pipeline.local import Outcome
     from pipeline.recipe import Recipe
 
@@ -72,7 +73,10 @@ def _conclude(outcome: Outcome, console: Console) -> None:
         _say_why(outcome)
     if outcome.rows:
         console.print()
-        show_results(outcome.rows, outcome.worst_case, console)
+        from components.result_rows import ResultRow, WorstCaseRow
+
+        rows = [ResultRow.model_validate(row) for row in outcome.rows]
+        show_results(rows, [WorstCaseRow.model_validate(row) for row in outcome.worst_case], console)
     if outcome.report:
         print(f"\nreport:  {outcome.report}")
     print(f"MLflow:  {mlflow_command()} ui --backend-store-uri {StorageSettings.from_environment().tracking_uri}")
@@ -99,7 +103,7 @@ def _say_why(outcome: Outcome) -> NoReturn:
     raise typer.Exit(EXIT_STATUS if user else 1)
 
 
-def show_results(rows: list[dict[str, Any]], worst_case: list[dict[str, Any]], console: Console) -> None:
+def show_results(rows: list[ResultRow], worst_case: list[WorstCaseRow], console: Console) -> None:
     """Prints results as a table, the worst cases over the norms, and the conditions that hold for all of them."""
     from components.report.terminal import terminal_conditions, terminal_table, terminal_worst_cases
 

@@ -1,7 +1,7 @@
 """THE stage table: for each kind of stage what it needs, where it runs, at what size, and its code version.
 
-Everything that differs between kinds is a row here; graph, step, plan and launcher read the table and hold no lists of
-their own.
+Everything that differs between kinds is a row here; recipe, plan, runner and graph read the table and hold no lists of
+kinds. To add a kind of stage, add one row and write its code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ STAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,35}")
 NAME_RULE = "a stage's name has at most 36 lower-case letters, digits and hyphens and begins with a letter"
 """What is said of a name that is none."""
 
-TRAINING = frozenset({"pretrain", "convstem", "adversarial", "radius", "transfer"})
+DATA, MODEL, EVALUATION, SWEEP = "data", "model", "evaluation", "sweep"
+"""What a kind of stage can make for others, see `StageKind.makes`."""
+
 HEAVY = ("torch", "timm", "components.models", "ray.train", "mlflow.tracking")
 """Modules that a warm host imports once before it forks the first stage that needs them."""
 
@@ -38,18 +40,27 @@ class Role:
     """A parent that a kind of stage refers to.
 
     Attributes:
-        kinds: the kinds that can fill the role.
+        makes: what the parent has to make; every kind that makes it can fill the role.
         required: whether the recipe must name one.
         literals: prefixes of values that are no stage names (`random`, `timm:...`, `file:...`).
     """
 
-    kinds: frozenset[str]
+    makes: str
     required: bool = True
     literals: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds that can fill the role, in the order of the table."""
+        return [kind.name for kind in STAGES.values() if kind.makes == self.makes]
 
     def names_stage(self, value: str | None) -> bool:
         """Whether a configuration value refers to a stage."""
         return bool(value) and not any(value == p or value.startswith(p) for p in self.literals)  # type: ignore[union-attr]
+
+
+def _one_second(config: BaseModel) -> float:
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,12 @@ class StageKind:
         version: part of the fingerprint; raised when the code's results change (golden results fail until it is).
         entry: `module:function` that does the work.
         on: `job` where the work needs torch and is launched, `step` where the KFP step does it itself.
-        roles: configuration field -> what may stand there.
+        makes: what its outputs are to other stages (`DATA`, `MODEL`, ...); empty if no other stage refers to them.
+        roles: configuration field -> the parent that it names.
+        covers_all: its parents are all reported stages of the recipe.
+        reported: whether stages that cover all others have it among their parents.
+        seconds: configuration -> estimated time, relative to the quickstart's on one core; the runner starts the stages
+            on the longest path first.
         digest: `module:function` that digests the stage's source data; only for kinds that read raw data.
         retries: how often KFP tries the step again; a retry continues from the last complete checkpoint.
         nice: how far the stage gives way, on one machine, to stages that others wait for.
@@ -72,7 +88,11 @@ class StageKind:
     config: type[BaseModel]
     entry: str
     on: str = "job"
+    makes: str = ""
     roles: dict[str, Role] = field(default_factory=dict)
+    covers_all: bool = False
+    reported: bool = True
+    seconds: Callable[[Any], float] = _one_second
     digest: str = ""
     resources: Resources = field(default_factory=Resources)
     retries: int = 1
@@ -84,6 +104,16 @@ class StageKind:
         """The package of `components` that holds the code; empty for stages of the pipeline itself."""
         root, package = self.entry.split(".")[:2]
         return package if root == "components" else ""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it makes a model's weights."""
+        return self.makes == MODEL
+
+    @property
+    def measures(self) -> bool:
+        """Whether it measures a model: it writes `results.json` and `verdicts.json`."""
+        return self.makes in (EVALUATION, SWEEP)
 
     def function(self) -> Callable[..., Any]:
         """The stage's `run(job)`, imported now."""
@@ -104,11 +134,15 @@ def resolve(address: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), function)
 
 
-_DATA = Role(frozenset({"encode"}))
-_INIT = Role(TRAINING, literals=("random", "timm:", "file:"))
-_MODEL = Role(TRAINING)
+_SECONDS_PER_PASS = 1.6
+"""Of an epoch of the quickstart, for each forward and backward pass: one for the update, one for each attack step."""
+
 _TRAIN_SIZE = Resources(cpus=16, memory_gib=128, gpus=1, workers=8, deadline_s=14 * 24 * 3600)
 _ATTACK_SIZE = Resources(cpus=8, memory_gib=64, gpus=1, deadline_s=3 * 24 * 3600)
+
+
+def _training_seconds(config: Any) -> float:
+    return config.epochs * _SECONDS_PER_PASS * (1 + (config.attack.steps if config.attack else 0))
 
 
 def _training(name: str, summary: str, config: type[BaseModel]) -> StageKind:
@@ -118,21 +152,25 @@ def _training(name: str, summary: str, config: type[BaseModel]) -> StageKind:
         version=2,
         config=config,
         entry="components.train.stage:run",
-        roles={"data": _DATA, "init": _INIT},
+        makes=MODEL,
+        roles={"data": Role(DATA), "init": Role(MODEL, literals=("random", "timm:", "file:"))},
+        seconds=_training_seconds,
         resources=_TRAIN_SIZE,
         retries=2,
         preload=HEAVY,
     )
 
 
-def _attacking(name: str, summary: str, config: type[BaseModel]) -> StageKind:
+def _measuring(name: str, summary: str, config: type[BaseModel], makes: str) -> StageKind:
     return StageKind(
         name,
         summary,
-        version=3,
+        version=4,
         config=config,
         entry="components.evaluate.stage:run",
-        roles={"model": _MODEL, "data": Role(frozenset({"encode"}), required=False)},
+        makes=makes,
+        roles={"model": Role(MODEL), "data": Role(DATA, required=False)},
+        seconds=lambda config: config.estimated_seconds,
         resources=_ATTACK_SIZE,
         preload=HEAVY,
         nice=5,
@@ -148,6 +186,7 @@ STAGES: dict[str, StageKind] = {
             version=2,
             config=EncodeConfig,
             entry="components.data.stage:run",
+            makes=DATA,
             digest="components.data.config:source_digest",
             resources=Resources(cpus=16, memory_gib=32, deadline_s=24 * 3600),
             preload=("numpy", "cv2", "mlflow.tracking"),
@@ -157,16 +196,17 @@ STAGES: dict[str, StageKind] = {
         _training("adversarial", "adversarial training: APGD and EMA", AdversarialConfig),
         _training("radius", "fine-tune to a larger radius or another norm", RadiusConfig),
         _training("transfer", "fine-tune on another data set", TransferConfig),
-        _attacking("evaluate", "clean accuracy and AutoAttack in each threat model", EvaluateConfig),
-        _attacking("sweep", "the same at several test resolutions", SweepConfig),
+        _measuring("evaluate", "clean accuracy and AutoAttack in each threat model", EvaluateConfig, EVALUATION),
+        _measuring("sweep", "the same at several test resolutions", SweepConfig, SWEEP),
         StageKind(
             "promote",
             "register the model; champion only through the gate",
-            version=1,
+            version=2,
             config=PromoteConfig,
             entry="components.promote.stage:run",
             on="step",
-            roles={"model": _MODEL, "evaluation": Role(frozenset({"evaluate"}))},
+            roles={"model": Role(MODEL), "evaluation": Role(EVALUATION)},
+            reported=False,
             preload=("mlflow.tracking",),
         ),
         StageKind(
@@ -176,6 +216,8 @@ STAGES: dict[str, StageKind] = {
             config=ReportConfig,
             entry="components.report.stage:run",
             on="step",
+            covers_all=True,
+            reported=False,
             preload=("mlflow.tracking",),
         ),
     )

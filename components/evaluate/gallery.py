@@ -16,9 +16,10 @@ from PIL import Image
 
 from components.evaluate.images import ImageSet
 from components.evaluate.outcomes import Outcome, Shown
+from components.stage_records import GALLERY_INDEX, GalleryEntry
 from components.threats import ATTACKS
 
-INDEX = "gallery.json"
+INDEX = Path(GALLERY_INDEX).name
 
 
 def choose(outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, Shown]]:
@@ -30,18 +31,15 @@ def choose(outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, Shown
 
 def write(
     folder: Path, outcomes: Sequence[Outcome], images: ImageSet, classes: Sequence[str], count: int
-) -> list[dict[str, Any]]:
-    """Writes PNG files and `gallery.json`, a list with one entry an image; returns that list.
-
-    An entry has the names of its three files, class names under `label`, `clean_prediction` and
-    `adversarial_prediction`, the threat, the perturbation's norm, and how much the difference was amplified.
-    """
+) -> list[GalleryEntry]:
+    """Writes PNG files and `gallery.json`, a list with one entry for each image; returns that list."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = [
         _entry(folder, number, outcome, shown, images, classes)
         for number, (outcome, shown) in enumerate(choose(outcomes, count))
     ]
-    (folder / INDEX).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    document = [entry.model_dump(mode="json") for entry in entries]
+    (folder / INDEX).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return entries
 
 
@@ -55,7 +53,7 @@ def difference(clean: npt.NDArray[np.float32], adversarial: npt.NDArray[np.float
 
 def _entry(
     folder: Path, number: int, outcome: Outcome, shown: Shown, images: ImageSet, classes: Sequence[str]
-) -> dict[str, Any]:
+) -> GalleryEntry:
     clean = images.pixels[outcome.resolution][shown.position].astype(np.float32) / 255
     adversarial = np.moveaxis(shown.adversarial, 0, -1)
     stretched, factor = difference(clean, adversarial)
@@ -63,20 +61,20 @@ def _entry(
     for name, picture in (("clean", clean), ("adversarial", adversarial), ("difference", stretched)):
         files[name] = f"{number:03d}-{name}.png"
         Image.fromarray(np.rint(picture.clip(0, 1) * 255).astype(np.uint8)).save(folder / files[name])
-    return {
+    return GalleryEntry(
         **files,
-        "index": int(images.indices[shown.position]),
-        "label": _named(classes, int(images.labels[shown.position])),
-        "clean_prediction": _named(classes, shown.clean_prediction),
-        "adversarial_prediction": _named(classes, shown.prediction),
-        "norm": outcome.threat.norm,
-        "eps": outcome.threat.eps,
-        "attack": ATTACKS[outcome.threat.attack].title,
-        "broken_by": str(outcome.verdict[shown.position]),
-        "distance": shown.distance,
-        "amplification": round(factor, 3),
-        "resolution": outcome.resolution,
-    }
+        index=int(images.indices[shown.position]),
+        label=_named(classes, int(images.labels[shown.position])),
+        clean_prediction=_named(classes, shown.clean_prediction),
+        adversarial_prediction=_named(classes, shown.prediction),
+        norm=outcome.threat.norm,
+        eps=outcome.threat.eps,
+        attack=ATTACKS[outcome.threat.attack].title,
+        broken_by=str(outcome.verdict[shown.position]),
+        distance=shown.distance,
+        amplification=round(factor, 3),
+        resolution=outcome.resolution,
+    )
 
 
 def _named(classes: Sequence[str], label: int) -> str:

@@ -25,11 +25,12 @@ from components.evaluate.work_units import Workload
 from components.models.resolution import set_resolution
 from components.models.weights import ModelCard, build_from_card, read_card, read_card_document
 from components.result_rows import RESULTS, VERDICTS, EvaluationResults
+from components.stage_records import SPECTRA
 
 if TYPE_CHECKING:
     from components.store.execute import StageJob
 
-GALLERY, SPECTRA = "gallery", "results/spectra.json"
+GALLERY = "gallery"
 
 
 def run(job: StageJob) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from components.promote.config import ANY, PromoteConfig
 from components.result_rows import EvaluationResults, Interval, ResultRow, Verdicts
 from components.statistics import PairedDifference, paired_difference
 from components.threats import STANDARD, attack_order, is_upper_bound, radius_text, same_radius, threat_text
+from components.wording import paired_evidence, percent, points
 
 
 class JudgedResult(BaseModel):
@@ -174,12 +175,12 @@ def _absolute(judged: JudgedResult, rules: PromoteConfig) -> list[tuple[bool, st
         ),
         (
             low >= rules.min_robust,
-            f"robust accuracy {_percent(judged.robust_accuracy)} on {judged.n} images, 95 % interval from "
-            f"{_percent(low)}; at least {_percent(rules.min_robust)} is asked for",
+            f"robust accuracy {percent(judged.robust_accuracy)} on {judged.n} images, 95 % interval from "
+            f"{percent(low)}; at least {percent(rules.min_robust)} is asked for",
         ),
         (
             judged.clean_accuracy >= rules.min_clean,
-            f"clean accuracy {_percent(judged.clean_accuracy)}; at least {_percent(rules.min_clean)} is asked for",
+            f"clean accuracy {percent(judged.clean_accuracy)}; at least {percent(rules.min_clean)} is asked for",
         ),
     ]
 
@@ -194,20 +195,19 @@ def _relative(
     found = [
         (
             gained > 0 and gained >= asked - 1e-6,
-            f"robust accuracy {_points(gain)} against the champion's {_percent(champion.robust_accuracy)}; more than 0 "
-            f"and at least {_points(rules.min_robust_gain)} is asked for",
+            f"robust accuracy {points(gain)} points against the champion's {percent(champion.robust_accuracy)}; more "
+            f"than 0 and at least {points(rules.min_robust_gain)} points is asked for",
         ),
         (
             round(drop * challenger.n) <= rules.max_clean_drop * challenger.n + 1e-6,
-            f"clean accuracy {_points(-drop)} against the champion's {_percent(champion.clean_accuracy)}; at most "
-            f"{_points(-rules.max_clean_drop)} is allowed",
+            f"clean accuracy {points(-drop)} points against the champion's {percent(champion.clean_accuracy)}; at most "
+            f"{points(-rules.max_clean_drop)} points is allowed",
         ),
     ]
     if rules.significant:
-        known = difference is not None
-        low, high = difference.interval if difference else (float("nan"), float("nan"))
-        words = f"is between {_points(low)} and {_points(high)}" if known else "is not known image by image"
-        found.append((known and low > 0, f"the paired difference {words} (95 %); above 0 is asked for"))
+        words = paired_evidence(difference) if difference else "not known image by image"
+        above_zero = difference is not None and difference.interval[0] > 0
+        found.append((above_zero, f"paired difference to the champion: {words}; an interval above 0 is asked for"))
     return found
 
 
@@ -220,11 +220,3 @@ def _listed(names: list[str], champion: JudgedResult, challenger: JudgedResult) 
 
 def _text(name: str, value: Any) -> str:
     return radius_text(value) if name == "eps" else str(value)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f} points"

@@ -8,6 +8,7 @@ from typing import Any
 from components.promote.gate import Decision
 from components.result_rows import EvaluationResults, ResultRow
 from components.threats import radius_text, threat_text
+from components.wording import percent
 
 _NOT_FOR = (
     "Robust accuracies hold for the listed norms and radii only. They say nothing about other perturbations "
@@ -63,8 +64,8 @@ def _table(rows: Sequence[ResultRow]) -> str:
     head = "| resolution | norm | radius | attack | n | clean | robust | 95 % interval |\n" + "|---" * 8 + "|"
     lines = [
         f"| {row.resolution} px | {row.norm} | {radius_text(row.eps)} | {row.attack} | {row.n} "
-        f"| {_percent(row.clean_accuracy)} | {_percent(row.robust_accuracy)} "
-        f"| {_percent(row.interval[0])} to {_percent(row.interval[1])} |"
+        f"| {percent(row.clean_accuracy)} | {percent(row.robust_accuracy)} "
+        f"| {percent(row.interval[0])} to {percent(row.interval[1])} |"
         for row in rows
     ]
     return "\n".join([head, *lines])
@@ -75,9 +76,9 @@ def _notes(results: EvaluationResults) -> list[str]:
     notes = []
     for row in results.union:
         threats = ", ".join(threat_text(one.norm, one.eps) for one in row.threats)
-        low, high = (_percent(bound) for bound in row.interval)
+        low, high = (percent(bound) for bound in row.interval)
         notes.append(
-            f"Worst case over {threats}, image by image: {_percent(row.robust_accuracy)} ({low} to {high}, "
+            f"Worst case over {threats}, image by image: {percent(row.robust_accuracy)} ({low} to {high}, "
             f"n = {row.n}, {row.resolution} px)."
         )
     capped = [
@@ -105,7 +106,3 @@ def _plain(text: str) -> str:
     """Text in which Markdown and HTML are escaped; names of stages and classes come from recipes and folders."""
     escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
     return "".join(f"\\{letter}" if letter in "|`*[]" else letter for letter in escaped)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

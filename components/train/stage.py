@@ -9,6 +9,7 @@ from torch import nn
 
 from components.errors import UserError
 from components.files import write_json
+from components.stage_records import HISTORY
 from components.train.config import CONFIGS, TrainConfig
 from components.train.validation import describe_choice
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from components.train.metrics import MetricsReporter
     from components.train.state import TrainState
 
-MODEL, HISTORY = "model", "history.json"
+MODEL = "model"
 
 
 def run(job: StageJob) -> dict[str, Any]:

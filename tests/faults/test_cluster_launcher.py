@@ -20,7 +20,7 @@ from kubernetes import client
 from components.errors import UserError
 from components.launch import rayjob
 from components.launch.rayjob import RayJobSettings, Resources, Timing
-from components.launch.rayjob_client import connect
+from components.launch.rayjob_client import RayJobApi, connect
 from tests.cluster_servers.kubernetes_api import Cluster, script, serve
 
 FINGERPRINT = "0123456789abcdef" * 4
@@ -277,6 +277,26 @@ def test_cancel_deletes_the_jobs_of_one_run() -> None:
     with connected(cluster) as api:
         assert rayjob.cancel("run-1", namespace="team", timing=QUICK, api=api) == [NAME]
     assert list(cluster.jobs) == ["other"]
+
+
+@pytest.mark.parametrize(("owner", "left"), [(MINE, []), (OTHERS, [NAME])])
+def test_an_interruption_before_the_creation_is_answered_deletes_our_job_and_no_others(
+    owner: RayJobSettings, left: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    cluster = Cluster()
+
+    def interrupted(self: RayJobApi, body_: dict[str, Any]) -> None:
+        cluster.put(NAME, body(owner))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RayJobApi, "create", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch(cluster)
+    assert list(cluster.jobs) == left
+    [record] = [record for record in caplog.records if record.name.endswith("rayjob_cleanup")]
+    assert record.getMessage() == f"RayJob {NAME}: {'did not exist any more' if left else 'deleted'}"
+    assert record.threadName == "MainThread", "another thread would wait for a lock that the main thread may hold"
 
 
 CHILD = """

@@ -120,9 +120,9 @@ def test_evaluation(name: str) -> None:
     assert evaluations == set(EVALUATIONS)
     for key, (model, threats) in EVALUATIONS.items():
         config = stages[key].config
-        assert (config.model, config.n, config.split, config.resolution) == (model, 5000, "val", None)
+        assert (config.model, config.num_images, config.split, config.resolution) == (model, 5000, "val", None)
         assert [(one.norm, one.eps) for one in config.threats] == [pytest.approx(one) for one in threats]
-        assert {(one.attack, one.n) for one in config.threats} == {("autoattack", None)}
+        assert {(one.attack, one.num_images) for one in config.threats} == {("autoattack", None)}
     sweep = stages["sweep"].config
     transformer = MODELS[name][0].startswith(("vit", "convnext_iso"))
     assert sweep.resolutions == ((224, 256, 288) if transformer else (224, 256, 288, 320))

@@ -194,3 +194,19 @@ def test_no_space_is_said_before_anything_runs(tmp_path, monkeypatch):
     [space] = [finding for finding in found if finding.what == "space"]
     assert space.state == "error"
     assert "0.1 GB free" in space.fact
+
+
+@pytest.mark.parametrize(("options", "level"), [((), ""), (("-v",), "info"), (("--verbose", "-vv"), "debug")])
+def test_verbose_sets_the_log_level_of_the_command_and_of_its_children(monkeypatch, options, level):
+    monkeypatch.setattr("pipeline.cli.set_up_logging", lambda default: None)
+    monkeypatch.setenv("ROBUSTRAIN_LOG_LEVEL", "")
+    assert CliRunner().invoke(app, [*options, "recipes"]).exit_code == 0
+    assert os.environ["ROBUSTRAIN_LOG_LEVEL"] == level
+
+
+def test_a_wrong_log_level_is_one_line(tmp_path):
+    done = robustrain("recipes", home=tmp_path, ROBUSTRAIN_LOG_LEVEL="loud")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: ROBUSTRAIN_LOG_LEVEL: unknown log level (got 'loud'). use one of: debug, info, warning, error.\n"
+    )

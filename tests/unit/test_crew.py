@@ -13,7 +13,7 @@ from pipeline.handover import hand_over, handing_over, take
 from pipeline.recipe import build
 from tests.recipes import small
 
-EVALUATION = {"model": "adversarial", "n": 10, "threats": [{"eps": 0.1, "attack": "apgd-ce"}]}
+EVALUATION = {"model": "adversarial", "num_images": 10, "threats": [{"eps": 0.1, "attack": "apgd-ce"}]}
 
 
 def recipe(**changes):

@@ -10,7 +10,6 @@ from components.store.settings import StorageSettings
 from pipeline import experiments
 from pipeline.local import Outcome
 from pipeline.recipe import load, names
-from pipeline.stages import TRAINING
 
 TITLES = ("stem", "initialisation", "steps", "frontier", "pretraining", "low-resolution")
 
@@ -84,7 +83,7 @@ def test_the_small_ones_share_their_first_stages(tmp_path):
 def test_every_pinned_timm_tag_is_one_that_timm_has():
     timm = pytest.importorskip("timm")
     known = set(timm.list_pretrained())
-    inits = [s.config.init for s in load("pretraining").stages.values() if s.kind.name in TRAINING]
+    inits = [s.config.init for s in load("pretraining").stages.values() if s.kind.trains]
     tags = [init.removeprefix("timm:") for init in inits if init.startswith("timm:")]
     assert len(tags) == 5
     assert set(tags) <= known

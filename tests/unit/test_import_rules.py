@@ -161,7 +161,7 @@ def test_training_step_stands_alone():
         ("components/report/x.py", "import torch", True),
         ("pipeline/x.py", "from components.report.page import render_template", False),
         ("pipeline/x.py", "from components.report.charts import radius_charts", True),
-        ("components/models/x.py", "from components.store.settings import Places", True),
+        ("components/models/x.py", "from components.store.settings import StorageSettings", True),
         ("components/attack/x.py", "from components.errors import UserError", False),
         ("components/store/x.py", "from pipeline.recipe import load", True),
         ("components/data/x.py", "import mlflow", True),

@@ -120,9 +120,10 @@ def test_only_a_better_model_becomes_champion(promoted, storage):
     assert answer.result["promoted"] is False
     assert registry.champion("digits-net").run_id == first.run_id
     assert registry.challenger("digits-net").run_id == worse.run_id
-    assert any("-10.0 points" in reason for reason in answer.result["reasons"])
+    assert any("\N{MINUS SIGN}10.0 points" in reason for reason in answer.result["reasons"])
     better, answer = promoted(45, 3, significant=True)
     assert answer.result["promoted"] is True
+    assert any("paired difference to the champion: 95" in reason for reason in answer.result["reasons"])
     assert registry.champion("digits-net").run_id == better.run_id
     assert registry.get("digits-net", "previous").run_id == first.run_id
     decision = json.loads(answer.path("decision.json").read_text())
@@ -243,7 +244,7 @@ def card(**changes):
 
 
 def test_the_card_has_results_with_conditions_use_and_decision():
-    text = card()
+    text = card().replace("\N{NO-BREAK SPACE}", " ")
     assert "| 32 px | Linf | 4/255 | AutoAttack | 50 | 96.0 % | 60.0 % | 50.0 % to 70.0 % |" in text
     assert "| 32 px | L2 | 2 | APGD-CE | 50 | 96.0 % | 6.0 % |" in text
     for needed in (

@@ -178,7 +178,7 @@ def test_a_key_that_speaks_for_nothing_is_refused(key, said):
     with pytest.raises(UserError) as caught:
         with_sources({key: "somewhere"})
     message = str(caught.value)
-    assert message.startswith(f"sources: this source speaks for nothing: {said}")
+    assert message.startswith(f"sources: this source covers nothing: there is {said}")
     assert f"(got {key!r})" in message
     assert "\n" not in message
 

@@ -175,7 +175,7 @@ def test_lost_object_means_the_stage_is_not_reused(tracking, spec, storage, dama
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     found = tracking.find(PRINT)
     assert found.state == "absent"
-    assert "train.beton is missing or is not what was stored" in found.reason
+    assert "train.beton is missing or has changed" in found.reason
 
 
 def test_full_disk_is_said_as_something_to_mend(tracking, spec, storage):
