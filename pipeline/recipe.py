@@ -33,7 +33,7 @@ class RecipeHead(BaseModel):
     summary: str = Field("", description="one line for `robustrain recipes`")
     seed: int = Field(0, ge=0, lt=2**31, description="decides all random numbers of the run")
     match_released_code: bool = Field(
-        False, description="`match_released_code` of every training stage that does not set it: repeat the code's slips"
+        False, description="`match_released_code` of every training stage that does not set it: do as the released code"
     )
     sources: dict[str, str] = Field(
         {}, description="stages and field -> where the value comes from, for `recipes --show` (`pipeline.citations`)"
