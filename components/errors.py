@@ -1,7 +1,7 @@
-"""The one error that people can cause, and how it is said.
+"""Errors that users can cause, and how they are reported.
 
-A `UserError` becomes one line (what, where, the value, the remedy) and exit status 2, never a stack trace.
-Our own mistakes are `assert` or ordinary exceptions and keep their trace.
+A `UserError` becomes one line (what, where, the value, the remedy) and exit status 2, without a stack trace.
+Mistakes in this code are `assert` or ordinary exceptions and keep their stack trace.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_STATUS = 2
-"""Exit status of every command that ends in a `UserError`."""
+"""Exit status of every command that ends with a `UserError`."""
 
 _UNSET = object()
 
 
 class UserError(ValueError):
-    """Something the person can mend.
+    """An error that the user can fix.
 
     Args:
-        what: the fault in plain words, without a full stop.
-        where: the field, file, stage or object it was found in; empty where that is said in `what`.
-        value: the offending value; left out of the message when not given.
-        remedy: what to do about it, as a sentence without a full stop.
+        what: what is wrong, beginning in lower case and without a full stop.
+        where: the field, file, stage or object that is wrong; empty if `what` names it.
+        value: the wrong value; left out of the message if not given.
+        remedy: what to do about it, beginning in lower case and without a full stop.
     """
 
     def __init__(self, what: str, *, where: str = "", value: object = _UNSET, remedy: str) -> None:
@@ -33,11 +33,11 @@ class UserError(ValueError):
 
     @property
     def has_value(self) -> bool:
-        """Whether an offending value was given."""
+        """Whether the error has a value."""
         return self.value is not _UNSET
 
     def within(self, where: str) -> UserError:
-        """The same error, found inside `where`: `label_smoothing` becomes `stages.adversarial.label_smoothing`."""
+        """Returns the error with `where` in front of its own: `epochs` becomes `stages.adversarial.epochs`."""
         inside = ".".join(part for part in (where, self.where) if part)
         return UserError(self.what, where=inside, value=self.value, remedy=self.remedy)
 
@@ -55,10 +55,10 @@ class RemoteUserError(UserError):
 
 
 class Terminated(BaseException):
-    """The process was told to end (SIGTERM); not an `Exception`, so that no `except Exception` swallows it."""
+    """The process got SIGTERM. Not an `Exception`, so that no `except Exception` catches it."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A ", did you mean ...?" tail naming the known word nearest to `name`, or an empty string."""
+    """Returns a tail ", did you mean ...?" with the known name most similar to `name`, or an empty string."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f", did you mean {found[0]!r}?" if found else ""

@@ -1,10 +1,10 @@
-"""The identity of a stage's work: what it would compute, known before anything runs.
+"""The fingerprint of a stage: a hash of everything that decides its result, known before anything runs.
 
 fingerprint = sha256(canonical JSON of {kind, version, config, parents' fingerprints, data digest, seed})
 
 Parents enter by their *fingerprints*, not by their output bytes, so that the fingerprints of a whole plan follow from
-the recipe and the data alone. Fields that cannot change a result (worker counts, loader engine, log intervals) are left
-out by marking them with `NO_FINGERPRINT` where they are declared.
+the recipe and the data alone. Fields that cannot change a result (worker counts, loader engine, log intervals) are
+marked with `NO_FINGERPRINT` where they are declared, and left out.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ FORMAT = 1
 """Raised when the meaning of the hashed document changes; every stage then runs again."""
 
 NO_FINGERPRINT: dict[str, Any] = {"fingerprint": False}
-"""For `pydantic.Field(json_schema_extra=NO_FINGERPRINT)`: this field does not change what the stage computes."""
+"""Used as `pydantic.Field(json_schema_extra=NO_FINGERPRINT)`: the field does not change what the stage computes."""
 
 WHEN_SET: dict[str, Any] = {"fingerprint": "when set"}
-"""For `pydantic.Field(json_schema_extra=WHEN_SET)`: left out while it has its default, so that a field that is added
-later leaves the fingerprint of all work that does not use it as it was."""
+"""Used as `pydantic.Field(json_schema_extra=WHEN_SET)`: the field is left out while it has its default value, so that
+adding it does not change the fingerprints of stages that do not use it."""
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys, no white space and shortest round-trip floats.
+    """Returns JSON with sorted keys, no white space and the shortest floats that read back equal.
 
     Raises:
-        ValueError: for NaN, infinities, and anything JSON has no type for.
+        ValueError: `value` contains NaN or an infinity, or a key that is not a string.
+        TypeError: JSON has no type for a value.
     """
     _refuse_non_finite(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -52,14 +53,14 @@ def _refuse_non_finite(value: Any) -> None:
 def fingerprint(
     *, kind: str, version: int, config: Mapping[str, Any], parents: Mapping[str, str], data_digest: str, seed: int
 ) -> str:
-    """The sha256 (64 hex digits) that stands for one stage's work.
+    """Returns the sha256 (64 hex digits) that identifies one stage's work.
 
     Args:
         kind: the stage's kind in the stage table.
         version: the stage's code version in the stage table.
-        config: the stage's resolved configuration, only the fields that change its result.
+        config: the fields of the stage's resolved configuration that change its result.
         parents: role -> fingerprint of the stage that fills it.
-        data_digest: digest of the source images (encode stages), else an empty string.
+        data_digest: digest of the source images for encode stages, else an empty string.
         seed: the recipe's seed.
     """
     document = {
@@ -75,12 +76,12 @@ def fingerprint(
 
 
 def fingerprinted(config: Any, *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The part of a pydantic model that belongs in a fingerprint, as plain JSON values.
+    """Returns the part of a pydantic model that belongs in a fingerprint, as plain JSON values.
 
     Args:
-        config: a pydantic model; fields marked with `NO_FINGERPRINT` are left out, at any depth, and those marked with
-            `WHEN_SET` while they have their default.
-        without: top-level fields to leave out as well (references to parents, which enter by fingerprint).
+        config: a pydantic model. Fields marked with `NO_FINGERPRINT` are left out at any depth, and those marked with
+            `WHEN_SET` as long as they have their default value.
+        without: top-level fields that are left out too: references to parents, which enter by their fingerprints.
     """
     kept = {}
     for name, field in type(config).model_fields.items():

@@ -1,51 +1,82 @@
-"""How many cores a stage may use: all that this process has, or the share that it was given.
-
-Stages that run side by side on one machine share its cores. Sums over several threads depend on their number, so the
-share is fixed for a whole pipeline run and does not follow what happens to run beside a stage.
-
-Keeps freed memory in the process instead of giving it back after every layer.
-
-glibc returns large blocks to the kernel as soon as they are free and faults the same pages in again for the next
-layer's output. Measured on two cores with a 0.34 M parameter ConvNeXt, 64 images of 32 px, one thread: forward 22 ->
-15 ms, forward and backward 40 -> 34 ms, page faults in 80 passes 119,000 -> 3,600. Values do not change.
-
-A process that must not outlive the one that started it, however that one dies.
-"""
+"""The process itself: cores it may use, its log, how it frees memory, and that it ends with its parent."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import sys
+
+from components.errors import UserError, nearest
 
 CORES_VARIABLE = "ROBUSTRAIN_CORES"
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def stage_cores() -> int:
-    """Cores for the threads of one stage: `ROBUSTRAIN_CORES` where it is set, else all there are."""
+    """Returns the number of cores for the threads of one stage: `ROBUSTRAIN_CORES` if set, else all available ones.
+
+    Stages that run side by side share the machine's cores. Sums over several threads depend on their number, so the
+    share is fixed for a whole pipeline run and does not follow what happens to run beside a stage.
+    """
     given = os.environ.get(CORES_VARIABLE, "")
     return max(1, min(int(given), available_cores())) if given.isdigit() else available_cores()
 
 
+LOG_LEVEL_VARIABLE = "ROBUSTRAIN_LOG_LEVEL"
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_PROJECT_LOGGERS = ("robustrain", "components", "pipeline")
+
+
+def set_up_logging(default: str = "info") -> None:
+    """Sends the log to standard error at the level that `ROBUSTRAIN_LOG_LEVEL` names.
+
+    For commands and stage processes. Library code only uses `logging.getLogger(__name__)`, so that a program which
+    imports it sets handlers and levels as it likes. Other libraries stay at `warning`. A second call changes the level.
+
+    Args:
+        default: the level without the variable: `debug`, `info`, `warning` or `error`.
+
+    Raises:
+        UserError: the variable names no level.
+    """
+    name = (os.environ.get(LOG_LEVEL_VARIABLE) or default).lower()
+    if name not in _LEVELS:
+        raise UserError(
+            f"unknown log level{nearest(name, _LEVELS)}",
+            where=LOG_LEVEL_VARIABLE,
+            value=name,
+            remedy=f"use one of: {', '.join(_LEVELS)}",
+        )
+    # Without `force`: a handler that is there already (of a test, of Ray) stays the only one.
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    for logger in _PROJECT_LOGGERS:
+        logging.getLogger(logger).setLevel(_LEVELS[name])
+
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LIMIT = 1 << 30
-"""Blocks up to 1 GiB stay; a process gives them back when it ends."""
+_KEPT_BYTES = 1 << 30
+"""Blocks up to 1 GiB are kept; a process gives them back when it ends."""
 
 
 def keep_freed_memory() -> bool:
-    """Sets glibc's limits for this process and its children; False where there is no glibc."""
+    """Makes glibc keep freed memory in this process and its children; returns False on systems without glibc.
+
+    glibc returns large blocks to the kernel as soon as they are free and faults the same pages in again for the next
+    layer's output. Measured on two cores with a 0.34 M parameter ConvNeXt, 64 images of 32 px, one thread: forward 22
+    -> 15 ms, forward and backward 40 -> 34 ms, page faults in 80 passes 119,000 -> 3,600. Values do not change.
+    """
     if not sys.platform.startswith("linux"):
         return False
     with contextlib.suppress(OSError, AttributeError):
         set_option = ctypes.CDLL(None).mallopt
-        return bool(set_option(_MMAP_THRESHOLD, _LIMIT) and set_option(_TRIM_THRESHOLD, _LIMIT))
+        return bool(set_option(_MMAP_THRESHOLD, _KEPT_BYTES) and set_option(_TRIM_THRESHOLD, _KEPT_BYTES))
     return False
 
 
@@ -53,10 +84,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def exit_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
-    """Linux: this process gets a signal when the thread that started it dies.
+    """Makes the kernel (Linux) signal this process when the thread that started it dies, however it dies.
 
     Args:
-        parent: the process that started this one; where it is gone already, the signal comes now.
+        parent: process id of the parent; if it is gone already, the signal is sent now.
         number: the signal.
     """
     with contextlib.suppress(OSError, AttributeError):

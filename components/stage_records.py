@@ -1,6 +1,6 @@
 """Typed records that stages leave for others, besides the results of evaluations (see `components.result_rows`).
 
-- `history.json` of a training stage;
+- `history.json` of a training stage, and the events of its monitor;
 - the live progress file of a running stage;
 - `gallery/gallery.json` of an evaluation.
 
@@ -39,6 +39,27 @@ def history_entries(document: object) -> list[Mapping[str, Any]]:
     return [entry for entry in document if isinstance(entry, Mapping)] if isinstance(document, list) else []
 
 
+class MonitorEvent(TypedDict):
+    """A failure signature when it appeared in a training: an entry of `monitor.events` of the stage's result.
+
+    Attributes:
+        sentence: what was seen.
+        action: what followed: `warn`, `stop` or `rollback`.
+        lr_scale: factor on the learning rate from then on.
+    """
+
+    epoch: int
+    signature: str
+    sentence: str
+    action: str
+    lr_scale: float
+
+
+def monitor_events(result: Mapping[str, Any]) -> list[MonitorEvent]:
+    """The events in the result of a training stage, in order; an empty list for a result without a monitor."""
+    return list((result.get("monitor") or {}).get("events", []))
+
+
 class ProgressReport(TypedDict):
     """The live progress file of a stage.
 
@@ -64,14 +85,17 @@ class GalleryEntry(Row):
     """One sample of an evaluation's gallery: an entry of `gallery/gallery.json`.
 
     Attributes:
+        clean, adversarial, difference: names or paths of PNG files.
         index: row of the image in the encoded split.
         label, clean_prediction, adversarial_prediction: names of classes.
         attack: the attack's title; `broken_by` the image's verdict.
         distance: norm of the perturbation.
         amplification: factor by which the difference is stretched in its picture.
-        clean, adversarial, difference: names or paths of PNG files.
     """
 
+    clean: str
+    adversarial: str
+    difference: str
     index: int
     label: str
     clean_prediction: str
@@ -83,9 +107,6 @@ class GalleryEntry(Row):
     distance: float
     amplification: float
     resolution: int
-    clean: str
-    adversarial: str
-    difference: str
 
     @property
     def threat(self) -> str:

@@ -1,10 +1,11 @@
-"""How sure a share measured on n images is.
+"""Statistics of accuracies: intervals, paired differences of two models, and power.
 
-The difference of two models on the same images: a closed form and an exact sum, the same on every run.
+- `wilson`: the interval of one accuracy on n images.
+- `paired_difference`: two models on the same images, by a closed form and an exact sum: the same on every run.
+- `smallest_difference` and `images_needed`: what n images can show. Both use the criterion of the comparison itself,
+  `PairedDifference.shows`.
 
-What n images can show at all: the smallest difference, and the images a difference would need.
-
-Both ask the same question as the comparison itself: `PairedDifference.shows`.
+Only the standard library is used: the slim pipeline image has no SciPy, and SciPy has no paired Newcombe interval.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ INTERVAL_NAME = "Wilson score interval, 95 %"
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927); inside [0, 1] also at 0 and n successes.
+    """Returns Wilson's score interval (low, high) of a share (Wilson 1927); within [0, 1] also for 0 and n successes.
 
     Raises:
         ValueError: n is not positive, or successes lie outside 0..n.
@@ -35,22 +36,23 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     return low, high
 
 
-# MERGED
-
 Interval = tuple[float, float]
 
 SIGNIFICANT = 0.05
-"""The p-value of the exact test above which no difference is called shown."""
+"""Largest p-value of the exact test at which a difference counts as shown."""
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Share of the first model minus share of the second.
+    """The accuracy of a first model minus that of a second one, measured on the same images.
 
     Attributes:
+        difference: in [-1, 1].
         interval: 95 % interval of the difference.
-        only_first: images that only the first model gets right; `only_second` likewise.
-        p_value: exact McNemar test, two-sided: how often equal models would disagree so one-sidedly.
+        only_first: number of images that only the first model gets right; `only_second` likewise.
+        n: number of images.
+        p_value: of the two-sided exact McNemar test: the probability that two equally good models disagree at least
+            this one-sidedly.
     """
 
     difference: float
@@ -62,7 +64,7 @@ class PairedDifference:
 
     @property
     def shows(self) -> bool:
-        """Whether these images show a difference: the interval leaves 0 out and the exact test agrees at 5 %.
+        """Whether these images show a difference: the interval excludes 0 and the exact test is significant at 5 %.
 
         Both, because with few images on which the models disagree the interval is too narrow: of 10 images, 3 that only
         one model gets right put it above 0, and equal models do that every fourth time (p = 0.25).
@@ -76,15 +78,15 @@ def paired_difference(
     first_interval: Interval | None = None,
     second_interval: Interval | None = None,
 ) -> PairedDifference:
-    """Compares two lists of verdicts image by image.
+    """Compares two models image by image.
 
     Args:
         first: whether the first model got each of the n images right; `second` likewise, in the same order.
-        first_interval: Wilson's 95 % interval of the first share, `second_interval` of the second; worked out from the
-            verdicts where not given.
+        first_interval: Wilson's 95 % interval of the first accuracy, `second_interval` of the second; computed if not
+            given.
 
     Raises:
-        ValueError: no images, or lists of different lengths.
+        ValueError: there are no images, or the lists have different lengths.
     """
     if len(first) != len(second) or not len(first):
         raise ValueError(f"{len(first)} and {len(second)} verdicts make no pairs")
@@ -103,7 +105,7 @@ def from_counts(
     first_interval: Interval | None = None,
     second_interval: Interval | None = None,
 ) -> PairedDifference:
-    """The difference, from how many images both models, one of them, or neither got right.
+    """Returns the difference, given the numbers of images that both models, one of them, or neither got right.
 
     The interval is Newcombe's square-and-add with the correlation of the pair (Newcombe 1998, "Improved confidence
     intervals for the difference between binomial proportions based on paired data", without continuity correction).
@@ -120,7 +122,7 @@ def from_counts(
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p of the exact McNemar test: a fair coin thrown for every image on which the two disagree."""
+    """Returns the two-sided p-value of the exact McNemar test, a sign test on the images on which the two disagree."""
     total, fewer = only_first + only_second, min(only_first, only_second)
     if total == 0:
         return 1.0
@@ -137,29 +139,28 @@ def _square_and_add(one: float, other: float, phi: float) -> float:
     return math.sqrt(max(0.0, one * one - 2 * phi * one * other + other * other))
 
 
-# MERGED
-
 MOST_IMAGES = 1_000_000
-"""Where the search for a number of images ends; no evaluation has more."""
+"""Upper bound of the search for a number of images; no evaluation has more."""
 
 
 def smallest_difference(n: int, right: int, disagreeing: int) -> float | None:
-    """The smallest difference that these images could have shown, as a fraction.
+    """Returns the smallest difference of accuracies that a comparison on these images could have shown.
 
     Args:
-        n: images.
-        right: images that the baseline gets right.
-        disagreeing: images on which the two models were seen to disagree. So many are taken, as one-sided as they need
-            to be; more, all on one side, where so few show nothing; and fewer where so many cannot be that one-sided.
+        n: number of images.
+        right: number of images that the baseline gets right.
+        disagreeing: number of images on which the two models differ. The function searches for the smallest net
+            difference that would be significant with this many disagreements. If none is, it allows more of them, all
+            in one direction; if the counts do not allow this many, it takes fewer.
 
     Returns:
-        The least |share of one - share of the other| that would have been shown; None where none of this n would.
+        |accuracy of one - accuracy of the other|, in (0, 1]; None if no difference on n images would be significant.
     """
     for net in range(1, n + 1):
         for gain in (True, False):
-            can_go, can_come = (n - right, right) if gain else (right, n - right)
-            # Images that go one way, and those that go the other, can be no more than there are.
-            against = min(max(0, disagreeing - net) // 2, can_go - net, can_come)
+            most_for, most_against = (n - right, right) if gain else (right, n - right)
+            # An image can only be gained if the baseline gets it wrong, and only be lost if it gets it right.
+            against = min(max(0, disagreeing - net) // 2, most_for - net, most_against)
             if against >= 0 and _shows(n, right, net, against, gain):
                 return net / n
     return None
@@ -171,10 +172,10 @@ def _shows(n: int, right: int, net: int, against: int, gain: bool) -> bool:
 
 
 def images_needed(both: int, only_first: int, only_second: int, neither: int) -> int | None:
-    """How many images would show this difference if their shares stayed as they are, rounded up to two digits.
+    """Returns how many images would show this difference if the proportions stayed the same, rounded up to two digits.
 
     Returns:
-        None where the difference is 0, or more than `MOST_IMAGES` would be needed.
+        None if the difference is 0, or if more than `MOST_IMAGES` would be needed.
     """
     n = both + only_first + only_second + neither
     if only_first == only_second:

@@ -48,18 +48,26 @@ def p_value(value: float) -> str:
     return f"p{NBSP}<{NBSP}0.001" if value < 0.001 else f"p{NBSP}={NBSP}{value:.3f}"
 
 
+def paired_evidence(found: PairedDifference) -> str:
+    """Returns the interval, the disagreements and p of a paired difference.
+
+    For example "95 % +13.2 to +40.4; 11 images against 0, p < 0.001". The two numbers of images are those that only the
+    first and only the second model classifies correctly; p is that of the exact McNemar test.
+    """
+    low, high = (points(bound) for bound in found.interval)
+    only_first = f"{found.only_first} image{'' if found.only_first == 1 else 's'}"
+    return f"95{NBSP}% {low} to {high}; {only_first} against {found.only_second}, {p_value(found.p_value)}"
+
+
 def paired_difference_text(found: PairedDifference) -> str:
     """Describes the difference of two models on the same images, seen from the first model.
 
     Returns:
         "higher by 27.5 points on the same 40 images (95 % +13.2 to +40.4; 11 images against 0, p < 0.001)", or
-        "no difference shown on the same 40 images (+5.0 points, 95 % ...)". The two numbers of images are those that
-        only the first and only the second model classifies correctly; p is that of the exact McNemar test.
+        "no difference shown on the same 40 images (+5.0 points, 95 % ...)"; see `paired_evidence`.
     """
     gap, images = points(found.difference), f"on the same {count(found.n)} images"
-    low, high = (points(bound) for bound in found.interval)
-    only_first = f"{found.only_first} image{'' if found.only_first == 1 else 's'}"
-    evidence = f"95{NBSP}% {low} to {high}; {only_first} against {found.only_second}, {p_value(found.p_value)}"
     if not found.shows:
-        return f"no difference shown {images} ({gap}{NBSP}points, {evidence})"
-    return f"{'higher' if found.difference > 0 else 'lower'} by {gap.lstrip('+−')} points {images} ({evidence})"
+        return f"no difference shown {images} ({gap}{NBSP}points, {paired_evidence(found)})"
+    word = "higher" if found.difference > 0 else "lower"
+    return f"{word} by {gap.lstrip('+−')} points {images} ({paired_evidence(found)})"

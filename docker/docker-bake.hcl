@@ -1,8 +1,8 @@
 # Both images of one version:
 #   TAG=0.1.0 REGISTRY=registry.example.com/robustrain docker buildx bake -f docker/docker-bake.hcl --push
-# gives REGISTRY/pipeline:TAG, which ROBUSTRAIN_PIPELINE_IMAGE names for whoever submits, and REGISTRY/train:TAG, which
-# ROBUSTRAIN_IMAGE names in the ConfigMap. Without REGISTRY the first is what a compiled pipeline names by itself.
-# Run from the repository's root, which is the build context.
+# builds REGISTRY/pipeline:TAG, which the user who submits a run names in ROBUSTRAIN_PIPELINE_IMAGE, and
+# REGISTRY/train:TAG, which ROBUSTRAIN_IMAGE in the ConfigMap names. Without REGISTRY the first has the name that a
+# compiled pipeline uses by default. Run from the repository's root, which is the build context.
 variable "REGISTRY" {
   default = "robustrain"
 }
@@ -11,7 +11,7 @@ variable "TAG" {
   default = "0.1.0"
 }
 
-# FFCV's libraries are those of Debian 12 (bookworm); another release needs other package names in train.Dockerfile.
+# FFCV links libraries of Debian 12 (bookworm); another release needs other package names in train.Dockerfile.
 variable "PYTHON_IMAGE" {
   default = "python:3.11-slim-bookworm"
 }

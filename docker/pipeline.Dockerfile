@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The slim image of the pipeline's steps: decides, launches, waits. No torch, no Ray, no FFCV.
+# The slim image of the pipeline's steps, which decide, launch and wait. No torch, no Ray, no FFCV.
 #
 #   docker buildx bake -f docker/docker-bake.hcl pipeline
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -8,7 +8,7 @@ FROM ${PYTHON_IMAGE} AS environment
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
-# Dependencies first, from the project file alone: a change of the code leaves this layer as it is.
+# Dependencies first, from the project file alone: after a change of the code this layer is reused.
 COPY pyproject.toml README.md LICENSE requirements.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install -c requirements.lock . && pip uninstall -q -y robustrain
@@ -19,13 +19,14 @@ RUN pip install --no-deps .
 FROM ${PYTHON_IMAGE}
 RUN groupadd --gid 1000 robustrain && useradd --uid 1000 --gid 1000 --create-home robustrain
 COPY --from=environment /opt/venv /opt/venv
-# The step's launcher: what needs torch runs in a RayJob. KFP starts `python3`, which is the environment's by PATH.
+# ROBUSTRAIN_LAUNCHER: stages that need torch run in a RayJob.
+# PATH: KFP starts `python3`, which has to be the environment's.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MLFLOW_DISABLE_TELEMETRY=true \
     ROBUSTRAIN_LAUNCHER=rayjob \
     ROBUSTRAIN_HOME=/tmp/robustrain
-RUN python -c "import pipeline.step, kfp.dsl.executor_main, kubernetes, mlflow"
+RUN python -c "import pipeline.kfp_step, kfp.dsl.executor_main, kubernetes, mlflow"
 USER 1000:1000
 WORKDIR /home/robustrain
 LABEL org.opencontainers.image.title="robustrain-pipeline" \

@@ -1,16 +1,16 @@
 # syntax=docker/dockerfile:1
-# The image that encodes, trains and attacks: head, workers and submitter of every RayJob.
+# The image that encodes, trains and attacks: used by head, workers and submitter of every RayJob.
 #
 #   docker buildx bake -f docker/docker-bake.hcl train
 #
-# No CUDA base: the locked torch brings its CUDA libraries as wheels, and the node's container runtime brings the driver.
-# The Debian release matters: FFCV is built against its OpenCV, whose library name carries the version (406 is Debian 12's).
+# No CUDA base: the locked torch installs its CUDA libraries as wheels, and the node's container runtime adds the driver.
+# The Debian release matters: FFCV is built against its OpenCV, whose library name has the version (406 is Debian 12's).
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
-# ---- FFCV's wheel, with a compiler that does not reach the last stage --------------------------------------------------
+# ---- FFCV's wheel, with a compiler that is not in the last stage -------------------------------------------------------
 FROM ${PYTHON_IMAGE} AS ffcv
 COPY docker/ffcv.sh /build/ffcv.sh
-# A failure ends the build here: an image without the fast loader would only be noticed by its price.
+# A failure ends the build here: nobody would notice an image without the fast loader, except by its cost.
 RUN --mount=type=cache,target=/root/.cache/pip \
     sh /build/ffcv.sh python --wheel /wheels && ls /wheels/ffcv-*.whl
 
@@ -19,11 +19,11 @@ FROM ${PYTHON_IMAGE} AS environment
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
 WORKDIR /build
-# Dependencies first, from the project file alone: a change of the code then copies kilobytes, not gigabytes.
+# Dependencies first, from the project file alone: after a change of the code only kilobytes are copied.
 COPY pyproject.toml README.md LICENSE requirements.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install -c requirements.lock ".[train]" && pip uninstall -q -y robustrain
-# --no-deps: FFCV's own list names a second OpenCV, which must not lie beside the headless one.
+# --no-deps: FFCV requires a second OpenCV, which must not be installed beside the headless one.
 RUN --mount=type=bind,from=ffcv,source=/wheels,target=/wheels \
     pip install --no-deps /wheels/ffcv-*.whl
 COPY pipeline pipeline
@@ -32,8 +32,8 @@ RUN pip install --no-deps .
 
 # ---- what runs ---------------------------------------------------------------------------------------------------------
 FROM ${PYTHON_IMAGE}
-# libopencv-imgproc and libturbojpeg: what FFCV's library links, and the native reader's decoder.
-# wget: KubeRay's readiness probes call it. procps: py-spy and `ray stack` look for ps.
+# libopencv-imgproc and libturbojpeg: linked by FFCV's library; libturbojpeg is also the native reader's decoder.
+# wget: called by KubeRay's readiness probes. procps: `ps` for py-spy and `ray stack`.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libopencv-imgproc406 libturbojpeg0 procps wget \
     && rm -rf /var/lib/apt/lists/*
@@ -46,8 +46,10 @@ ENV PATH=/opt/venv/bin:$PATH \
     MLFLOW_DISABLE_TELEMETRY=true \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-# The parts that fail late when a library is missing.
-RUN python -c "import ffcv, turbojpeg; turbojpeg.TurboJPEG()" && ray --version
+# Ends the build if a shared library is missing, instead of a job hours later.
+RUN python -c "import ffcv, torch, timm, cv2" \
+    && python -c "from components.data.jpeg import decoder_name; assert decoder_name() == 'libjpeg-turbo'" \
+    && ray --version
 USER 1000:1000
 WORKDIR /home/robustrain
 LABEL org.opencontainers.image.title="robustrain-train" \

@@ -1,14 +1,13 @@
-"""Where a recipe's numbers come from: the keys of its `sources`, and which values each of them speaks for.
+"""Citations: where a recipe's numbers come from, and the resolved recipe with the citations as comments.
 
-A key is `STAGES.FIELDS`. STAGES are names or kinds of stages, `training` (every kind that trains) or `all`; FIELDS are
-fields or parts of them (`attack.eps`, `threats.0.eps`). Both may be lists with commas: `convstem, radius.lr, betas`.
-A source speaks for a value and all below it. Without FIELDS it speaks for whole stages, `all` alone for the recipe;
-a field of the recipe itself (`seed`) stands alone too. The longest way down to a value wins; among equal ones a name
-goes before a kind, a kind before `training`, that before `all`.
+A recipe's `sources` maps keys to texts. A key is `STAGES.FIELDS`. STAGES are names or kinds of stages, `training`
+(every kind that trains) or `all`; FIELDS are fields or parts of them (`attack.eps`, `threats.0.eps`). Both may be lists
+with commas: `convstem, radius.lr, betas`. A key covers a value and everything below it. Without FIELDS it covers whole
+stages, and `all` alone covers the recipe; a field of the recipe itself (`seed`) is a key too. The most specific field
+path wins. On a tie: stage name, then stage kind, then `training`, then `all`.
 
-A resolved recipe as YAML in which every value that has a source says it beside it.
-
-A source that speaks for more than one value stands beside their heading: the field, the stage, or `stages:`.
+`robustrain recipes --show NAME` prints each value with its source as a comment. A source of several values is printed
+beside their heading: the field, the stage, or `stages:`.
 """
 
 from __future__ import annotations
@@ -26,24 +25,24 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
 
 EVERY = "all"
-"""Stands for every stage, and alone for the whole recipe."""
+"""Covers every stage, and alone the whole recipe."""
 TRAINS = "training"
-"""Stands for every stage that trains."""
+"""Covers every stage that trains."""
 
 
 class Sources:
-    """The sources of one recipe, by whom they speak for and which field."""
+    """The sources of one recipe, looked up by stage and field."""
 
     def __init__(self, written: Mapping[str, str]) -> None:
-        self._texts = {place: text for key, text in written.items() for place in _places(key)}
+        self._texts = {place: text for key, text in written.items() for place in _targets(key)}
 
     def at(self, name: str, kind: str, path: str) -> str:
-        """What stands beside exactly this field of a stage, or beside the stage where `path` is empty; else nothing."""
+        """Returns the source of exactly this field of a stage (of the stage if `path` is empty), or an empty string."""
         found = (self._texts.get((word, path)) for word in _words(name, kind) if path or word != EVERY)
         return next((text for text in found if text), "")
 
     def of_recipe(self, field: str = EVERY) -> str:
-        """What stands beside a field of the recipe itself, or by default beside all its stages; else nothing."""
+        """Returns the source of a field of the recipe itself, by default of all its stages, or an empty string."""
         return self._texts.get((field, ""), "")
 
 
@@ -53,20 +52,20 @@ def check_sources(
     left_out: Iterable[str],
     fields: Iterable[str],
 ) -> None:
-    """Every key speaks for something, or for what the recipe leaves out of the one that it extends.
+    """Checks that every key covers something, at least a stage that the recipe sets to null.
 
     Args:
-        stages: name -> kind and configuration of each stage.
+        stages: name -> kind and configuration class of each stage.
         left_out: names of the stages that are set to null.
-        fields: the recipe's own.
+        fields: names of the recipe's own fields.
 
     Raises:
-        UserError: a key that matches no stage or no field.
+        UserError: a key matches no stage or no field.
     """
     gone = {word for name in left_out for word in _words(name, name.split("-")[0])}
     here = {word for name, (kind, _) in stages.items() for word in _words(name, kind)}
     for key in written:
-        for word, path in _places(key):
+        for word, path in _targets(key):
             if word in here:
                 models = [model for name, (kind, model) in stages.items() if word in _words(name, kind)]
                 if not any(_has(model, path.split(".") if path else []) for model in models):
@@ -76,9 +75,9 @@ def check_sources(
 
 
 def _refuse(key: str, part: str, known: list[str], what: str) -> None:
-    remedy = f"mend or remove the key; known here are: {', '.join(known)}"
+    remedy = f"correct or remove the key; known are: {', '.join(known)}"
     raise UserError(
-        f"this source speaks for nothing: no {what} {part!r}{nearest(part, known)}",
+        f"this source covers nothing: there is no {what} {part!r}{nearest(part, known)}",
         where="sources",
         value=key,
         remedy=remedy,
@@ -86,7 +85,7 @@ def _refuse(key: str, part: str, known: list[str], what: str) -> None:
 
 
 def _words(name: str, kind: str) -> list[str]:
-    """What a key may call a stage, the most special first."""
+    """Returns the words by which a key can name a stage, the most specific first."""
     return [
         name,
         kind,
@@ -95,14 +94,14 @@ def _words(name: str, kind: str) -> list[str]:
     ]
 
 
-def _places(key: str) -> list[tuple[str, str]]:
-    """(word, path) of each stage and field that a key lists."""
+def _targets(key: str) -> list[tuple[str, str]]:
+    """Returns (word, path) of each stage and field that a key lists."""
     words, _, paths = key.partition(".")
     return [(word.strip(), path.strip()) for word in words.split(",") for path in paths.split(",")]
 
 
 def _has(annotation: Any, parts: list[str]) -> bool:
-    """Whether a configuration can hold something at this place."""
+    """Returns whether a configuration can have a value at this path."""
     if not parts or annotation is Any:
         return True
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -116,17 +115,15 @@ def _has(annotation: Any, parts: list[str]) -> bool:
     return any(_has(one, parts) for one in inner)
 
 
-# MERGED
-
 Note = Callable[[str], str]
-"""Dotted path of a value -> its source, or nothing."""
+"""Maps the dotted path of a value to its source, or to an empty string."""
 
 _WIDTH = 10**6
-"""Characters of a line: a value is never broken over several, which would part it from its source."""
+"""Maximum line length: a value is never broken over several lines, which would separate it from its source."""
 
 
 def annotated(recipe: Recipe) -> str:
-    """The recipe's stages with all values; `# ...` says where a number comes from, or that it is not published."""
+    """Returns the recipe as YAML with all values; `# ...` gives the source of a value."""
     resolved, sources = recipe.resolved(), Sources(recipe.head.sources)
     stages = resolved.pop("stages")
     del resolved["sources"]

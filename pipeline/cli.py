@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.errors import EXIT_STATUS, UserError
-from pipeline.running import check_machine, console_of_ours, run_here_and_tell, show_results, shown
+from components.process import LOG_LEVEL_VARIABLE, set_up_logging
+from pipeline.run_command import check_machine, make_console, run_and_show, run_with_display, show_results
 
 if TYPE_CHECKING:
     from pipeline.local import Outcome
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="robustrain",
-    help="Train image classifiers that stay right under attack, and say how right. "
-    "The same pipeline runs here and on a Kubeflow cluster.",
+    help="Train adversarially robust image classifiers and measure their robustness with AutoAttack. "
+    "The same pipeline runs on this machine and on a Kubeflow cluster.",
     epilog="Begin with: robustrain run quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -36,7 +37,7 @@ Overrides = Annotated[
 ]
 Again = Annotated[
     list[str] | None,
-    typer.Option("--again", metavar="STAGE", help="run this stage even if a finished run could be reused; repeatable"),
+    typer.Option("--again", metavar="STAGE", help="run this stage even if its finished run can be reused; repeatable"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 WhichRun = Annotated[
@@ -44,35 +45,55 @@ WhichRun = Annotated[
 ]
 
 
+@app.callback()
+def set_up(
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, show_default=False, help="log more; -vv logs every detail")
+    ] = 0,
+) -> None:
+    """Sets the log level of this process and of the stages that it starts."""
+    if verbose:
+        os.environ[LOG_LEVEL_VARIABLE] = "debug" if verbose > 1 else "info"
+    set_up_logging(default="warning")
+
+
 @app.command(epilog="Example: robustrain run quickstart --set adversarial.epochs=5")
 def run(
     recipe: RecipeName,
     overrides: Overrides = None,
     again: Again = None,
-    on: Annotated[str, typer.Option("--on", help="where: `here`, or `kubeflow`")] = "here",
-    wait: Annotated[bool, typer.Option(help="on kubeflow: stay until the run has ended")] = True,
+    on: Annotated[str, typer.Option("--on", help="`here` (this machine) or `kubeflow`")] = "here",
+    wait: Annotated[bool, typer.Option(help="on kubeflow: wait until the run has ended")] = True,
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=0, help="here: stages at once; 0: two, or one where they share a GPU")
+        int,
+        typer.Option("--jobs", "-j", min=0, help="here: stages at the same time; 0: two, or one if they share a GPU"),
     ] = 0,
+    runner: Annotated[
+        str, typer.Option("--runner", help="here: `local`, or `kfp` for KFP's local runner, one step after the other")
+    ] = "local",
 ) -> None:
-    """Run a recipe: finished stages are reused, interrupted ones continued, the rest is done."""
+    """Run a recipe.
+
+    Finished stages are reused, interrupted ones continued, all others run.
+    """
     chosen = _load(recipe, overrides, again)
+    if on == "kubeflow" and runner != "local":
+        raise UserError("has no effect on a cluster", where="--runner", value=runner, remedy="leave it out")
     if on == "kubeflow":
         from pipeline.kubeflow import run_on_kubeflow
 
         run_on_kubeflow(chosen, wait, tuple(again or ()), jobs)
     elif on == "here":
-        run_here_and_tell(chosen, tuple(again or ()), jobs)
+        run_and_show(chosen, tuple(again or ()), jobs, runner)
     else:
-        raise UserError("unknown place", where="--on", value=on, remedy="use `here` or `kubeflow`")
+        raise UserError("unknown target", where="--on", value=on, remedy="use `here` or `kubeflow`")
 
 
 @app.command(epilog="Example: robustrain plan quickstart --set adversarial.epochs=5")
 def plan(recipe: RecipeName, overrides: Overrides = None, again: Again = None, as_json: AsJson = False) -> None:
     """Show what `run` would do with each stage, and why.
 
-    Nothing is run and no run is changed. The digest of a folder of images is kept in the home, so that it is not read
-    again the next time.
+    Runs and changes nothing. The digest of a folder of images is cached in the home, so that the images are read once.
     """
     from components.store.settings import StorageSettings
     from pipeline.plan import plan as planned
@@ -87,7 +108,7 @@ def plan(recipe: RecipeName, overrides: Overrides = None, again: Again = None, a
     for stage in stages:
         took = f"{stage.seconds:.0f} s" if stage.seconds is not None else "unknown"
         table.add_row(stage.name, stage.kind, stage.action, stage.fingerprint[:10], took, stage.why)
-    console_of_ours().print(table)
+    make_console().print(table)
 
 
 @app.command(name="compile", epilog="Example: robustrain compile quickstart -o pipeline.yaml")
@@ -97,7 +118,7 @@ def compile_(
     overrides: Overrides = None,
     image: Annotated[str, typer.Option(help="container image of the steps; default: ROBUSTRAIN_PIPELINE_IMAGE")] = "",
 ) -> None:
-    """Write the Kubeflow pipeline of a recipe; equal recipes give equal bytes."""
+    """Write a recipe as a Kubeflow pipeline. Equal recipes give equal bytes."""
     chosen = _load(recipe, overrides)
     from pipeline import graph
 
@@ -107,7 +128,7 @@ def compile_(
 
 @app.command(epilog="Example: robustrain results --json")
 def results(run_id: WhichRun = "", as_json: AsJson = False) -> None:
-    """Show every robust accuracy of a run with its conditions."""
+    """Show the robust accuracies of a run with their conditions."""
     from components.store.settings import StorageSettings
     from pipeline.results import read
 
@@ -117,9 +138,9 @@ def results(run_id: WhichRun = "", as_json: AsJson = False) -> None:
         print(found.notice(), end="\n" if found.notice() else "", file=sys.stderr)
         return
     if found.rows:
-        show_results(found.rows, found.worst_case, console_of_ours())
-    if said := found.notice():
-        print(said)
+        show_results(found.rows, found.worst_case, make_console())
+    if notice := found.notice():
+        print(notice)
     if found.report:
         print(f"report: {found.report}")
 
@@ -129,7 +150,7 @@ def report(
     run_id: WhichRun = "",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="copy the page to this file")] = None,
 ) -> None:
-    """Say where the HTML report of a run lies, or copy it."""
+    """Print the path of a run's HTML report, or copy it."""
     from components.store.settings import StorageSettings
     from pipeline.results import read
 
@@ -146,26 +167,24 @@ def report(
         print(write_atomically(output, page))
     except OSError as error:
         cause = f"this file cannot be written ({error.strerror})"
-        raise UserError(cause, where=str(output), remedy="name another place") from error
+        raise UserError(cause, where=str(output), remedy="name another file") from error
 
 
 @app.command(epilog="Example: robustrain recipes --show quickstart")
 def recipes(
-    show: Annotated[
-        str, typer.Option("--show", metavar="NAME", help="print this recipe with everything resolved")
-    ] = "",
+    show: Annotated[str, typer.Option("--show", metavar="NAME", help="print this recipe with all its values")] = "",
     as_json: AsJson = False,
 ) -> None:
     """List the recipes, or print one with all its values."""
-    from pipeline import recipe as rooms
+    from pipeline.recipe import load, names
 
     if show:
         from pipeline.citations import annotated
 
-        chosen = rooms.load(show)
+        chosen = load(show)
         print(json.dumps(chosen.resolved(), indent=1) if as_json else annotated(chosen), end="\n" if as_json else "")
         return
-    known = {name: rooms.load(name).head.summary for name in rooms.names()}
+    known = {name: load(name).head.summary for name in names()}
     if as_json:
         _print_json(known)
         return
@@ -177,21 +196,21 @@ def recipes(
 @app.command(epilog="Example: robustrain experiments steps-small frontier-small")
 def experiments(
     recipes: Annotated[
-        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="which; default: all small experiments")
+        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="recipes of experiments; default: all small ones")
     ] = None,
 ) -> None:
-    """Run the small experiments one after the other and write one page that links their reports."""
+    """Run the experiments and write one page that links their reports."""
     from components.store.settings import StorageSettings
-    from pipeline import experiments as rooms
+    from pipeline.experiments import load_all, run_all
 
-    chosen, console = rooms.load_all(recipes or ()), console_of_ours()
+    chosen, console = load_all(recipes or ()), make_console()
     check_machine()
 
     def run(recipe: Recipe) -> Outcome:
         console.print(f"\n{recipe.name}: {recipe.head.summary}", highlight=False)
-        return shown(recipe, console)
+        return run_with_display(recipe, console)
 
-    page, entries = rooms.run_all(chosen, StorageSettings.from_environment(), run)
+    page, entries = run_all(chosen, StorageSettings.from_environment(), run)
     for entry in entries:
         if entry.problem:
             print(f"error: {entry.name}: {entry.problem}", file=sys.stderr)
@@ -202,7 +221,7 @@ def experiments(
 
 @app.command(epilog="Example: robustrain cancel 3d1f6a2e-8a4b-4f6f-9a0e-0d7f0a1c2b3d")
 def cancel(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="id of a run on Kubeflow, as `run` has printed it")],
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="id of a run on Kubeflow, as printed by `run`")],
 ) -> None:
     """End a run on Kubeflow and delete its RayJobs."""
     from pipeline.kubeflow import cancel_on_kubeflow
@@ -212,7 +231,7 @@ def cancel(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine has, what it lacks, and what to type."""
+    """Check this machine: what is missing, and how to install it."""
     from components.store.settings import StorageSettings
     from pipeline.doctor import examine
 
@@ -221,7 +240,7 @@ def doctor(as_json: AsJson = False) -> None:
         _print_json([finding.as_dict() for finding in findings])
     else:
         for f in findings:
-            print(f"{f.state:<8} {f.what:<14} {f.fact}" + (f". To mend: {f.remedy}" if f.remedy else ""))
+            print(f"{f.state:<8} {f.what:<14} {f.fact}" + (f". To fix: {f.remedy}" if f.remedy else ""))
     if any(f.state == "error" for f in findings):
         raise typer.Exit(EXIT_STATUS)
 
@@ -234,7 +253,9 @@ def _load(recipe: str, overrides: list[str] | None, again: list[str] | None = No
     for name in again or ():
         if name not in chosen.stages:
             hint = nearest(name, chosen.stages)
-            raise UserError(f"no stage of that name{hint}", where="--again", value=name, remedy="see `robustrain plan`")
+            raise UserError(
+                f"there is no stage of that name{hint}", where="--again", value=name, remedy="see `robustrain plan`"
+            )
     return chosen
 
 
@@ -243,7 +264,7 @@ def _print_json(value: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: a `UserError` is one line on standard error and exit status 2."""
+    """Runs the command line. A `UserError` becomes one line on standard error and exit status 2."""
     try:
         app()
     except UserError as error:

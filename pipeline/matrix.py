@@ -2,14 +2,15 @@
 
     matrix:
       steps: [1, 2, 3]                                     a list of scalars: each is its own label
-      norm: {linf: {norm: Linf, eps: 0.1}, l2: {norm: L2, eps: 1.0}}   label -> value of any form
+      norm: {linf: {norm: Linf, eps: 0.1}, l2: {norm: L2, eps: 1.0}}   label -> any value
     stages:
-      adversarial-{norm}-{steps}: {attack: "{norm}", ...}  six stages, one for each pair
+      adversarial-{norm}-{steps}: {attack: "{norm}", ...}  six stages, one per combination
 
-A stage exists once for each combination of the axes that its name holds; one without is shared. Inside a stage a text
-that is exactly `{axis}` becomes the axis's value with its type, and exactly `{axis.key}` that key of a value that is a
-mapping; inside a longer text `{axis}` becomes the label, so that one stage refers to another. An item of a list that
-holds an axis which the stage's name does not is repeated for each of its values. Expansion comes after `extends`.
+A stage is made once per combination of the axes in its name; a stage without axes is made once. Inside a stage, a text
+that is exactly `{axis}` becomes the axis's value with its type, and exactly `{axis.key}` becomes that key of a value
+that is a mapping. Inside a longer text, `{axis}` becomes the label, so that a stage can refer to another one. An item
+of a list that contains an axis which is not in the stage's name is repeated for each value of that axis. The matrix is
+expanded after `extends`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from components.errors import UserError, nearest
 from pipeline.stages import NAME_RULE, STAGE_NAME
 
 FIELD = "matrix"
-"""The recipe's key that holds the axes."""
+"""The recipe's key with the axes."""
 
 Axes = Mapping[str, Mapping[str, Any]]
 """Axis -> label -> value."""
@@ -36,18 +37,18 @@ _LABEL = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 def has_placeholder(text: str) -> bool:
-    """Whether a text names an axis in braces."""
+    """Returns whether a text contains an axis in braces."""
     return _PLACE.search(text) is not None
 
 
 def expand(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with every stage written out and without `matrix`; one that has no matrix stays as it is.
+    """Returns the document with all stages of its matrix and without `matrix`; without a matrix, an equal document.
 
-    The keys of `sources` fan out as the names of the stages do.
+    The keys of `sources` fan out like the names of the stages.
 
     Raises:
-        UserError: an axis that is empty, unknown or in no stage's name; a label or a name that cannot be one; two
-            stages of one name; a placeholder that has no value where it stands.
+        UserError: an axis is empty, unknown or in no stage's name; a label or a name is not allowed; two stages have
+            the same name; a placeholder has no value at its place.
     """
     document = dict(document)
     matrix, stages = document.pop(FIELD, None), document.get("stages")
@@ -72,7 +73,7 @@ def _axes(matrix: Any) -> dict[str, dict[str, Any]]:
 
 def _axis(where: str, values: Any) -> dict[str, Any]:
     if not isinstance(values, list | Mapping) or not values:
-        what = "an axis is a list of scalars or a mapping of label to value, and has at least one"
+        what = "an axis is a list of scalars or a mapping of label to value, with at least one value"
         raise UserError(what, where=where, value=values, remedy="give it values, or remove the axis")
     pairs = list(values.items()) if isinstance(values, Mapping) else [(_own_label(where, one), one) for one in values]
     found: dict[str, Any] = {}
@@ -89,7 +90,7 @@ def _axis(where: str, values: Any) -> dict[str, Any]:
 
 def _own_label(where: str, value: Any) -> Any:
     if value is None or isinstance(value, list | Mapping):
-        what = "a value in a list has to be a scalar, because it is its own label"
+        what = "a value in a list must be a scalar, because it is its own label"
         raise UserError(what, where=where, value=value, remedy="write the axis as a mapping of label to value")
     return value
 
@@ -99,8 +100,8 @@ def _check_use(axes: Axes, stages: Mapping[str, Any]) -> None:
     for axis in axes:
         if axis not in used:
             hint = nearest(axis, used)
-            remedy = f"write {{{axis}}} into the name of the stages that differ in it, or remove the axis"
-            raise UserError(f"no stage's name holds this axis{hint}", where=FIELD, value=axis, remedy=remedy)
+            remedy = f"write {{{axis}}} into the names of the stages that differ in it, or remove the axis"
+            raise UserError(f"this axis is in no stage's name{hint}", where=FIELD, value=axis, remedy=remedy)
 
 
 def _expanded(stages: Mapping[str, Any], axes: Axes) -> dict[str, Any]:
@@ -110,18 +111,20 @@ def _expanded(stages: Mapping[str, Any], axes: Axes) -> dict[str, Any]:
         where = f"stages.{template}"
         for name, cell in _cells(str(template), axes, where):
             if name in made:
-                what = f"two stages have this name: {makers[name]!r} makes it too"
+                what = f"two stages have this name; the other one comes from {makers[name]!r}"
                 raise UserError(what, where=where, value=name, remedy="rename one of them, or a label")
             made[name], makers[name] = _filled(entry, cell, axes, where), str(template)
     return made
 
 
 def _cells(template: str, axes: Axes, where: str) -> Iterator[tuple[str, Cell]]:
-    """(name, cell) of each combination, the last axis of the name running fastest."""
+    """Yields (name, cell) of each combination; the last axis in the name changes fastest."""
     for axis, key in _PLACE.findall(template):
         if key:
             remedy = f"write {{{axis}}} there, and {{{axis}.{key}}} inside the stage"
-            raise UserError("a name takes labels, not parts of values", where=where, value=template, remedy=remedy)
+            raise UserError(
+                "a stage's name can contain labels, not parts of values", where=where, value=template, remedy=remedy
+            )
     for cell in _combinations(_named(template), axes, where):
         name = _PLACE.sub(lambda found, cell=cell: cell[found[1]], template)
         if cell and not STAGE_NAME.fullmatch(name):
@@ -148,7 +151,7 @@ def _filled(value: Any, cell: Cell, axes: Axes, where: str) -> Any:
 
 
 def _items(item: Any, cell: Cell, axes: Axes, where: str) -> Iterator[Any]:
-    """An item of a list, once for each value of the axes that it holds and the stage's name does not."""
+    """Yields an item of a list once per combination of its axes that are not in the stage's name."""
     free = [name for name in dict.fromkeys(_names_in(item)) if name not in cell]
     for more in _combinations(free, axes, where):
         yield _filled(item, {**cell, **more}, axes, where)
@@ -166,8 +169,8 @@ def _word(found: re.Match[str], cell: Cell, axes: Axes, where: str) -> str:
     if not found[2]:
         return cell[found[1]]
     if value is None or isinstance(value, list | Mapping):
-        what = "only a scalar can stand inside a longer text"
-        raise UserError(what, where=where, value=found[0], remedy="let the placeholder be the whole text")
+        what = "only a scalar can be part of a longer text"
+        raise UserError(what, where=where, value=found[0], remedy="make the placeholder the whole text")
     return str(value)
 
 
@@ -176,8 +179,8 @@ def _value(found: re.Match[str], cell: Cell, axes: Axes, where: str) -> Any:
     if axis not in axes:
         raise _unknown(axis, axes, where)
     if axis not in cell:
-        remedy = f"write {{{axis}}} into the stage's name, or let it stand in an item of a list"
-        raise UserError("the stage's name does not hold this axis", where=where, value=found[0], remedy=remedy)
+        remedy = f"write {{{axis}}} into the stage's name, or use it in an item of a list"
+        raise UserError("this axis is not in the stage's name", where=where, value=found[0], remedy=remedy)
     value = axes[axis][cell[axis]]
     if not key:
         return value

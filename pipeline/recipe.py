@@ -1,12 +1,9 @@
-"""The recipe: YAML to validated stages in an order that can be run.
+"""The recipe: from YAML to validated stages in an order in which they can run.
 
-A recipe names its stages; each has a kind from the stage table (the first word of its name, unless `kind` says so) and
-that kind's configuration. `extends` takes another
-recipe as the base, later values win, and a stage set to null is left out. A `matrix` lets stages fan out over its axes
-(`pipeline.matrix`). `--set a.b=value` overrides single values (`pipeline.recipe_loading`).
-Every mistake is one `UserError` that names the field.
-
-Turns pydantic's first complaint into one line with field, value and remedy.
+A recipe names its stages. Each has a kind from the stage table (the first word of its name, unless `kind` names one)
+and the configuration of that kind. `extends` takes another recipe as the base: later values win, and a stage set to
+null is left out. A `matrix` lets stages fan out over its axes (`pipeline.matrix`), and `--set a.b=value` overrides
+single values (`pipeline.recipe_loading`). Every mistake is one `UserError` that names the field.
 """
 
 from __future__ import annotations
@@ -29,14 +26,14 @@ FOLDER = Path(__file__).parent / "recipes"
 
 
 class RecipeHead(BaseModel):
-    """The fields of a recipe beside its stages."""
+    """The fields of a recipe other than its stages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="short name, as in `robustrain run NAME`")
     summary: str = Field("", description="one line for `robustrain recipes`")
-    seed: int = Field(0, ge=0, lt=2**31, description="all randomness of the run follows from it")
-    faithful: bool = Field(
-        False, description="`faithful` of every stage that trains and does not say itself: do as the released code does"
+    seed: int = Field(0, ge=0, lt=2**31, description="decides all random numbers of the run")
+    match_released_code: bool = Field(
+        False, description="`match_released_code` of every training stage that does not set it: repeat the code's slips"
     )
     sources: dict[str, str] = Field(
         {}, description="stages and field -> where the value comes from, for `recipes --show` (`pipeline.citations`)"
@@ -45,7 +42,13 @@ class RecipeHead(BaseModel):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a recipe: `parents` maps a role to the name of the stage that fills it."""
+    """One stage of a recipe.
+
+    Attributes:
+        kind: its row in the stage table.
+        config: its validated configuration.
+        parents: role -> name of the stage that fills it.
+    """
 
     name: str
     kind: StageKind
@@ -55,7 +58,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A validated recipe; `stages` is in an order in which every stage comes after its parents."""
+    """A validated recipe. In `stages`, every stage comes after its parents."""
 
     head: RecipeHead
     stages: dict[str, Stage]
@@ -66,30 +69,30 @@ class Recipe:
         return self.head.name
 
     def resolved(self) -> dict[str, Any]:
-        """Everything written out, for showing and for the record."""
+        """Returns the recipe with all values written out, to be shown and recorded."""
         stages = {s.name: {"kind": s.kind.name, **s.config.model_dump(mode="json")} for s in self.stages.values()}
         return {**self.head.model_dump(), "stages": stages}
 
 
 def names() -> dict[str, Path]:
-    """The recipes that come with the project: name -> file."""
+    """Returns the recipes that come with the project: name -> file."""
     return {path.stem: path for path in sorted(FOLDER.rglob("*.yaml")) if not path.stem.startswith("_")}
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of that name or path with `--set` overrides applied.
+    """Returns the recipe with this name or path, with `--set` overrides applied.
 
     Raises:
-        UserError: unknown recipe, key, stage or value; a stage that needs one that is missing; a circle.
+        UserError: unknown recipe, key, stage or value; a stage needs one that is missing; stages need each other.
     """
     return build(document_of(recipe, overrides))
 
 
 def document_of(recipe: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """What the recipe of that name or path writes, with `extends`, overrides and matrix worked in; not validated.
+    """Returns the document of a recipe with `extends`, overrides and matrix applied, not validated.
 
     Raises:
-        UserError: unknown recipe, a file that cannot be read, a matrix or an override that does not fit.
+        UserError: unknown recipe, a file that cannot be read, or a wrong matrix or override.
     """
     document = read_document(_find(recipe), _find)
     general, single = before_expansion(overrides)
@@ -102,7 +105,11 @@ def document_of(recipe: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def build(document: Mapping[str, Any]) -> Recipe:
-    """Validates a whole document (no `extends` left in it); a `matrix` is written out first."""
+    """Validates a document without `extends`; a `matrix` is expanded first.
+
+    Raises:
+        UserError: as `load`.
+    """
     document = expand(document)
     stages = document.pop("stages", None) or {}
     if not isinstance(stages, Mapping) or not stages:
@@ -125,7 +132,9 @@ def _find(recipe: str) -> Path:
             return path
         raise UserError("there is no such recipe file", where=recipe, remedy="check the path")
     hint = nearest(recipe, known)
-    raise UserError(f"unknown recipe{hint}", value=recipe, remedy="`robustrain recipes` lists them; a path works too")
+    raise UserError(
+        f"unknown recipe{hint}", value=recipe, remedy="`robustrain recipes` lists them; a path is possible too"
+    )
 
 
 def _stage(name: Any, entry: Any, head: RecipeHead) -> Stage:
@@ -144,8 +153,8 @@ def _stage(name: Any, entry: Any, head: RecipeHead) -> Stage:
             f"unknown kind of stage{hint}", where=f"{where}.kind", value=kind, remedy=f"one of {', '.join(STAGES)}"
         )
     row = STAGES[kind]
-    if head.faithful and row.trains:
-        fields.setdefault("faithful", True)
+    if head.match_released_code and row.trains:
+        fields.setdefault("match_released_code", True)
     return Stage(name, row, _validated(row.config, fields, where), {})
 
 
@@ -157,7 +166,7 @@ def _validated(model: type[BaseModel], fields: Mapping[str, Any], where: str) ->
 
 
 def _linked(stage: Stage, entries: Mapping[str, Stage]) -> Stage:
-    """The stage with its parents: the roles of its kind, the data a model was trained on, everything for a report."""
+    """Returns the stage with its parents: those its kind needs, the data of its model, or all stages for a report."""
     if isinstance(stage.config, ReportConfig):
         _check_experiment(stage.name, stage.config, entries)
     if stage.kind.covers_all:
@@ -177,7 +186,7 @@ def _check_experiment(name: str, config: ReportConfig, entries: Mapping[str, Sta
     known = [other.name for other in entries.values() if other.kind.measures]
     for field, value in (config.experiment.stages if config.experiment else {}).items():
         if value not in known:
-            what = f"an experiment compares evaluations, and there is none of that name{nearest(value, known)}"
+            what = f"an experiment compares evaluations, and there is no evaluation of that name{nearest(value, known)}"
             remedy = f"name one of: {', '.join(known) or '(the recipe has none)'}"
             raise UserError(what, where=f"stages.{name}.experiment.{field}", value=value, remedy=remedy)
 
@@ -187,12 +196,15 @@ def _checked(stage: Stage, role: str, value: str, entries: Mapping[str, Stage]) 
     fitting = [name for name, other in entries.items() if other.kind.makes == rule.makes and name != stage.name]
     if value not in entries:
         hint = nearest(value, fitting)
-        remedy = f"add that stage or name one of: {', '.join(fitting) or '(none of the right kind)'}"
+        remedy = f"add that stage or name one of: {', '.join(fitting) or '(the recipe has none of the right kind)'}"
         raise UserError(f"this stage needs one that is missing{hint}", where=where, value=value, remedy=remedy)
+    if value == stage.name:
+        remedy = f"name one of: {', '.join(fitting) or '(the recipe has none of the right kind)'}"
+        raise UserError("a stage cannot need itself", where=where, value=value, remedy=remedy)
     if value not in fitting:
         kinds = ", ".join(rule.kinds)
         raise UserError(
-            f"a stage of kind {entries[value].kind.name} cannot stand here",
+            f"needs another kind of stage than {entries[value].kind.name}",
             where=where,
             value=value,
             remedy=f"name a stage of kind {kinds}",
@@ -201,7 +213,7 @@ def _checked(stage: Stage, role: str, value: str, entries: Mapping[str, Stage]) 
 
 
 def _ordered(stages: Mapping[str, Stage]) -> dict[str, Stage]:
-    """Parents first; among those that are ready, the order of the recipe."""
+    """Returns the stages with parents first, otherwise in the order of the recipe."""
     done: dict[str, Stage] = {}
     left = dict(stages)
     while left:
@@ -214,10 +226,10 @@ def _ordered(stages: Mapping[str, Stage]) -> dict[str, Stage]:
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> UserError:
-    """The `UserError` that says what is wrong with the first offending field.
+    """Returns a `UserError` for the first wrong field, with its path, its value and a remedy.
 
     Args:
-        error: what validating `model` raised.
+        error: raised by validating `model`.
         where: dotted path of the model in the document; empty at the top.
     """
     first = error.errors()[0]
@@ -240,7 +252,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> UserE
 
 
 def _model_at(model: type[BaseModel], place: list[str]) -> type[BaseModel] | None:
-    """The nested model a location leads to; list indices and union members are passed over."""
+    """Returns the nested model at a location; list indices and union members are skipped."""
     current: type[BaseModel] | None = model
     for part in place:
         if current is None:
@@ -263,7 +275,7 @@ def _fields_at(model: type[BaseModel], place: list[str]) -> list[str]:
 
 
 def _describe(model: type[BaseModel], place: list[str]) -> str:
-    """The field's own description, as the remedy."""
+    """Returns the field's description, which serves as the remedy."""
     names = [part for part in place if not part.isdigit()]
     for last in range(len(names), 0, -1):
         at = _model_at(model, names[: last - 1])

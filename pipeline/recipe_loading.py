@@ -1,10 +1,8 @@
-"""A recipe file as a document: UTF-8, YAML, every key once, with whatever it extends below it.
+"""Reads recipe files (strict YAML and `extends`) and applies `--set KEY=VALUE` overrides.
 
-`--set KEY=VALUE`: single values of a recipe's document, given on the command line.
-
-KEY is `stage.field`, `stages.stage.field`, or a field of the recipe itself; VALUE is YAML. Where a recipe has a matrix,
-an override of one stage (`adversarial-conv.epochs=3`) comes after its expansion, and one of all stages of a template
-(`adversarial-{stem}.epochs=3`) or of an axis (`matrix.stem=[conv]`) before it. One stage's own override wins.
+KEY is `stage.field`, `stages.stage.field` or a field of the recipe itself; VALUE is YAML. In a recipe with a matrix, an
+override of one stage (`adversarial-conv.epochs=3`) is applied after the expansion; one of a template
+(`adversarial-{stem}.epochs=3`) or of an axis (`matrix.stem=[conv]`) before it. So the override of a single stage wins.
 """
 
 from __future__ import annotations
@@ -19,13 +17,13 @@ from components.errors import UserError, nearest
 from pipeline.matrix import FIELD, has_placeholder
 
 Find = Callable[[str], Path]
-"""The file of a recipe's name or path; raises `UserError` where there is none."""
+"""Returns the file of a recipe, given its name or path; raises `UserError` if there is none."""
 
 _MERGE = "tag:yaml.org,2002:merge"
 
 
 class _RefusedError(yaml.YAMLError):
-    """YAML that no recipe means; lines count from 1."""
+    """Valid YAML that is a mistake in a recipe. Lines count from 1."""
 
     def __init__(self, what: str, value: str, line: int, remedy: str) -> None:
         self.what, self.value, self.line, self.remedy = what, value, line, remedy
@@ -33,30 +31,30 @@ class _RefusedError(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML that refuses what PyYAML passes over: of two equal keys it would keep the last."""
+    """Safe YAML that refuses duplicate keys, of which PyYAML keeps the last, and recursive aliases."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._open: list[Any] = []
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node; an alias must not lead back into what it stands in."""
+        """Returns the next node; an alias inside its own anchor is refused."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             if event.anchor in self._open:
                 line, remedy = event.start_mark.line + 1, "write the values out"
-                raise _RefusedError("this alias stands inside its own anchor", f"*{event.anchor}", line, remedy)
+                raise _RefusedError("this alias is inside its own anchor", f"*{event.anchor}", line, remedy)
         return super().compose_node(parent, index)
 
     def compose_sequence_node(self, anchor: Any) -> Any:
-        """A list."""
+        """Returns a list."""
         self._open.append(anchor)
         node = super().compose_sequence_node(anchor)
         self._open.pop()
         return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        """A mapping, before `<<` brings in keys that its own may repeat."""
+        """Returns a mapping. Duplicates are looked for before `<<` adds keys that the mapping may repeat."""
         self._open.append(anchor)
         node = super().compose_mapping_node(anchor)
         self._open.pop()
@@ -72,13 +70,13 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The document in a text.
+    """Parses YAML.
 
     Args:
         where: the file or option that the text comes from.
 
     Raises:
-        UserError: it is not YAML, a mapping has a key twice, or an alias stands inside its own anchor.
+        UserError: it is not YAML, a mapping has a key twice, or an alias is inside its own anchor.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -86,14 +84,14 @@ def parse_yaml(text: str, where: str) -> Any:
         place = f"{where}:{error.line}"
         raise UserError(error.what, where=place, value=error.value, remedy=error.remedy) from None
     except yaml.YAMLError as error:
-        raise UserError("this is not YAML", where=f"{where}{_line(error, text)}", remedy="mend the syntax") from None
+        raise UserError("this is not YAML", where=f"{where}{_line(error, text)}", remedy="correct the syntax") from None
     except (ValueError, RecursionError) as error:
-        what = f"this YAML holds something that cannot be ({error})"
-        raise UserError(what, where=where, remedy="mend or quote the value") from None
+        what = f"this YAML has an impossible value ({error})"
+        raise UserError(what, where=where, remedy="correct or quote the value") from None
 
 
 def _line(error: yaml.YAMLError, text: str) -> str:
-    """`:LINE` of a mistake, where YAML knows the place."""
+    """Returns `:LINE` of a mistake; an empty string if PyYAML does not give its position."""
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
         return f":{mark.line + 1}"
@@ -102,14 +100,14 @@ def _line(error: yaml.YAMLError, text: str) -> str:
 
 
 def read_document(path: Path, find: Find, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The document of a recipe file, merged over that of the recipe which it `extends`.
+    """Returns the document of a recipe file, merged over the recipe that it `extends`.
 
     Args:
-        find: the file of a recipe that is named and does not lie beside this one.
-        seen: the files that led here.
+        find: returns the file of a recipe that is not in this file's folder.
+        seen: files that extend this one, directly or not.
 
     Raises:
-        UserError: the file cannot be read, is no mapping, or recipes extend each other in a circle.
+        UserError: the file cannot be read or is no mapping, or recipes extend each other in a circle.
     """
     if path.resolve() in seen:
         raise UserError("recipes extend each other in a circle", where=str(path), remedy="remove one `extends`")
@@ -143,11 +141,8 @@ def _merged(base: Any, over: Any) -> Any:
     return over
 
 
-# MERGED
-
-
 def before_expansion(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The overrides that concern a template or an axis, and those that concern single stages, each in their order."""
+    """Splits overrides into those of templates and axes and those of single stages, each in their order."""
     general, single = [], []
     for override in overrides:
         key = override.partition("=")[0]
@@ -156,14 +151,14 @@ def before_expansion(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def override(document: dict[str, Any], given: str, fields: Collection[str]) -> None:
-    """Sets one value in the document.
+    """Sets one value in a document, in place.
 
     Args:
         given: KEY=VALUE.
-        fields: the recipe's own fields, beside which everything is a stage.
+        fields: names of the recipe's own fields; every other first part of a key is a stage.
 
     Raises:
-        UserError: not KEY=VALUE, a VALUE that is no YAML, or no stage or field of that name.
+        UserError: it is not KEY=VALUE, VALUE is not YAML, or there is no stage or field of that name.
     """
     key, equals, text = given.partition("=")
     if not equals or not key:

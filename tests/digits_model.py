@@ -7,10 +7,9 @@ import torch
 from components.data.loader import open_loader
 from components.data.manifest import read_manifest
 from components.models.build import build_model
-from components.models.card import ModelCard
-from components.models.weights import save_model
+from components.models.weights import ModelCard, save_model
 
-ENCODE = {"source": "digits", "side": 32, "mode": "raw", "limit_train": 40, "limit_val": 40}
+ENCODE = {"source": "digits", "max_short_side": 32, "mode": "raw", "max_train_images": 40, "max_val_images": 40}
 """Configuration of the encode stage that the model is fitted to."""
 
 PRETRAIN = {"data": "digits", "init": "random", "model": {"name": "convnext_micro"}, "resolution": 32}

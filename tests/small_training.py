@@ -21,11 +21,11 @@ SMALL = {
     "ema_decay": 0.9,
     "label_smoothing": 0.0,
     "augment": "none",
-    "probe": {"every": 1, "images": 16, "fraction": 0.15, "steps": 2, "eps": 0.1},
-    "checkpoint_seconds": 0,
+    "validation": {"every_epochs": 1, "max_images": 16, "fraction": 0.15, "steps": 2, "eps": 0.1},
+    "checkpoint_min_interval_s": 0,
     "device": "cpu",
     "loader": "native",
-    "threads": 1,
+    "num_threads": 1,
 }
 
 
@@ -70,7 +70,14 @@ def encoded(folder, **change):
     from components.store.objects import ObjectStore
 
     objects = ObjectStore(str(folder / "objects"), folder / "cache")
-    config = {"source": "digits", "side": 32, "mode": "raw", "limit_train": 100, "limit_val": 20, **change}
+    config = {
+        "source": "digits",
+        "max_short_side": 32,
+        "mode": "raw",
+        "max_train_images": 100,
+        "max_val_images": 20,
+        **change,
+    }
     spec = StageSpec(name="digits", kind="encode", config=config, seed=0, fingerprint="d" * 64)
     encode.run(StageJob(spec, {}, Run(folder), objects))
     return SimpleNamespace(objects=objects, manifest=folder / "artifacts")
@@ -88,6 +95,6 @@ def job(data, folder, *, seed=3, inputs=None, **change):
 def train(made):
     """Runs the stage in this process and returns its result."""
     from components.train import stage
-    from components.train.distributed import World
+    from components.train.distributed import Distributed
 
-    return stage.work(made, World())
+    return stage.work(made, Distributed())

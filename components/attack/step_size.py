@@ -1,13 +1,12 @@
-"""APGD's step sizes: when they shrink, and which images go back to their best point.
+"""APGD's step sizes: when they shrink, and which images restart from their best point.
 
-Both schedules are driven after every iteration with that iterate's loss (B,) and answer with a mask (B,) of the images
-to restart from their best point, or None where nothing is to be checked. Sources: Croce and Hein 2020, section 3
-(Linf, L2); Croce and Hein 2021, section 3 (L1); as released and measured in AutoAttack.
+Both schedules have `step`, the step size (B, 1, 1, 1), and `check`, called after every iteration with that iterate's
+loss (B,). It updates `step` and returns a mask (B,) of the images to restart, or None if this iteration has no check.
+
+Sources: Croce and Hein 2020, section 3 (Linf, L2); Croce and Hein 2021, section 3 (L1); as released in AutoAttack.
 """
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,18 +19,8 @@ TRAINING_TOP_K = 0.05
 """Share of entries moved by the first L1 step in training (the released code; AutoAttack evaluates with 0.2)."""
 
 
-class Schedule(Protocol):
-    """`step` is the current step size (B, 1, 1, 1)."""
-
-    step: Tensor
-
-    def check(self, done: int, loss: Tensor, best_loss: Tensor, best_delta: Tensor) -> Tensor | None:
-        """After iteration number `done` (from 1): updates `step`; the images to restart, or None."""
-        ...
-
-
 class Halving:
-    """Linf and L2: halves the step of images whose loss stopped rising often enough. Starts at 2 eps."""
+    """Linf and L2: halves the step of images whose loss rose too rarely. Starts at 2 eps."""
 
     def __init__(self, x: Tensor, eps: float, steps: int) -> None:
         self.step = per_image(torch.full_like(x[:, 0, 0, 0], 2 * eps), x)
@@ -41,7 +30,7 @@ class Halving:
         self._loss = self._rises = self._best = self._halved = None
 
     def check(self, done: int, loss: Tensor, best_loss: Tensor, best_delta: Tensor) -> Tensor | None:
-        """See `Schedule.check`; `best_delta` is not used."""
+        """Checks after iteration number `done` (from 1); `best_delta` is not used."""
         # The table of losses starts with zeros, so the first iterate "rose" where its loss is above 0.
         before = torch.zeros_like(loss) if self._loss is None else self._loss
         rises = (loss > before).to(loss.dtype)
@@ -60,7 +49,7 @@ class Halving:
 
 
 class Sparsity:
-    """L1: sets how many entries a step moves from how sparse the best point is. Starts at eps."""
+    """L1: sets the number of entries moved by a step from the sparsity of the best point. Starts at eps."""
 
     def __init__(self, x: Tensor, eps: float, steps: int) -> None:
         self.step = per_image(torch.full_like(x[:, 0, 0, 0], eps), x)
@@ -69,7 +58,7 @@ class Sparsity:
         self._moved = torch.full_like(self.top_k, self._entries)
 
     def check(self, done: int, loss: Tensor, best_loss: Tensor, best_delta: Tensor) -> Tensor | None:
-        """See `Schedule.check`; the losses are not used."""
+        """Checks after iteration number `done` (from 1); the losses are not used."""
         if done % self._interval:
             return None
         moved = (best_delta != 0).flatten(1).sum(dim=1).to(self.top_k.dtype)

@@ -1,4 +1,4 @@
-"""`python -m components.data --spec spec.json`: runs one stage of this room."""
+"""Runs an `encode` stage: `python -m components.data --spec spec.json`."""
 
 from components.data.stage import run
 from components.store.execute import main

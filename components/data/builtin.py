@@ -1,11 +1,14 @@
-"""The built-in set `digits`: scikit-learn's 1,797 scanned digits, enlarged to 32 px RGB, with a fixed split.
+"""The built-in data sets, 32 px RGB, drawn when they are needed: `digits` and `shapes`.
 
-The built-in set `shapes`: twelve kinds of coloured, textured, rotated shapes on noise, 32 px, drawn from a seed.
+`digits` are scikit-learn's 1,797 scanned digits, enlarged, with a fixed split.
 
-A shape is a formula over the plane, rotated, scaled and moved, sampled at 64 px and averaged down. Colour, texture and
-background carry no information about the class: only the outline does. A shape is brighter than its background and
-tilted by at most 30 degrees: with either polarity and any rotation, 1,800 images teach a small network next to nothing
-(15 % after 12 epochs of `convnext_micro`, against over 90 %).
+`shapes` are twelve kinds of coloured, textured, rotated shapes on noise. A shape is a formula over the plane, rotated,
+scaled and moved, sampled at 64 px and averaged down. Only the outline carries information about the class; colour,
+texture and background do not. A shape is brighter than its background and tilted by at most 30 degrees: with either
+polarity and any rotation, 1,800 images teach a small network next to nothing (15 % after 12 epochs of
+`convnext_micro`, against over 90 %).
+
+Raise a set's version in `components.data.config.BUILT_IN` when its pixels or its split change.
 """
 
 from __future__ import annotations
@@ -17,36 +20,40 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from components.data.split import held_out
+from components.data.sampler import held_out_positions
 
-DIGIT_SIDE = 32
-VAL_FRACTION = 0.2
+SIDE = 32
+"""Pixels of every image's sides."""
+
+DrawnImage = tuple[str, str, npt.NDArray[np.uint8]]
+"""(split, class name, pixels): uint8 (32, 32, 3)."""
+
+DIGITS_VAL_FRACTION = 0.2
 """Gives 1,438 training and 359 validation images, the same share of every digit."""
 
 _DIGITS_SEED = 1797
 
 
-def draw_digits() -> Iterator[tuple[str, str, npt.NDArray[np.uint8]]]:
-    """(split, class name, image) of every digit in scikit-learn's order; images are uint8 (32, 32, 3)."""
+def draw_digits() -> Iterator[DrawnImage]:
+    """Yields every digit, in scikit-learn's order."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    val = held_out(labels.tolist(), VAL_FRACTION, _DIGITS_SEED)
+    val = held_out_positions(labels.tolist(), DIGITS_VAL_FRACTION, _DIGITS_SEED)
     for index, (flat, label) in enumerate(zip(images, labels, strict=True)):
-        yield ("val" if index in val else "train"), str(label), _enlarged(flat.reshape(8, 8))
+        yield ("val" if index in val else "train"), str(label), _enlarge(flat.reshape(8, 8))
 
 
-def _enlarged(ink: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """8x8 values of 0 to 16 as a 32x32 RGB image of 0 to 255."""
+def _enlarge(ink: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Turns 8x8 values of 0 to 16 into a 32x32 RGB image of 0 to 255."""
     grey = np.rint(ink * (255 / 16)).astype(np.uint8)
-    return np.asarray(Image.fromarray(grey).resize((DIGIT_SIDE, DIGIT_SIDE), Image.Resampling.BICUBIC).convert("RGB"))
+    return np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB"))
 
 
-SHAPE_SIDE = 32
-TILT = np.pi / 6
-"""Largest rotation in radians, either way."""
+MAX_TILT = np.pi / 6
+"""Largest rotation in radians, in either direction."""
 
-PER_CLASS = {"train": 150, "val": 30}
+SHAPES_PER_CLASS = {"train": 150, "val": 30}
 _SHAPES_SEED = 20231
 _BRIGHTNESS = np.array([0.299, 0.587, 0.114])
 
@@ -86,21 +93,21 @@ SHAPES: dict[str, Callable[[Plane, Plane], Mask]] = {
     "corner": lambda x, y: (np.maximum(np.abs(x), np.abs(y)) < 0.8) & ((x < -0.25) | (y > 0.25)),
     "bars": lambda x, y: (np.abs(np.abs(x) - 0.5) < 0.24) & (np.abs(y) < 0.9),
 }
-"""Class name -> whether points of the plane (the shape fills about [-1, 1] in x and y) belong to it."""
+"""Class name -> which points of the plane belong to the shape; it fills about [-1, 1] in x and y."""
 
 
-def draw_shapes() -> Iterator[tuple[str, str, npt.NDArray[np.uint8]]]:
-    """(split, class name, image) of the whole set, class by class; images are uint8 (32, 32, 3)."""
-    for split_number, (split, count) in enumerate(PER_CLASS.items()):
+def draw_shapes() -> Iterator[DrawnImage]:
+    """Yields every shape, class by class within each split."""
+    for split_number, (split, count) in enumerate(SHAPES_PER_CLASS.items()):
         for label, name in enumerate(SHAPES):
             for index in range(count):
                 yield split, name, draw_shape(name, np.random.default_rng([_SHAPES_SEED, split_number, label, index]))
 
 
 def draw_shape(name: str, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """One image of the class `name`."""
-    x, y = _grid(2 * SHAPE_SIDE)
-    angle, size = rng.uniform(-TILT, TILT), rng.uniform(0.65, 0.95)
+    """Draws one image of the class `name`, uint8 (32, 32, 3)."""
+    x, y = _grid(2 * SIDE)
+    angle, size = rng.uniform(-MAX_TILT, MAX_TILT), rng.uniform(0.65, 0.95)
     dx, dy = rng.uniform(-1, 1, 2) * (1 - size) * 0.8
     u = ((x - dx) * np.cos(angle) + (y - dy) * np.sin(angle)) / size
     v = ((y - dy) * np.cos(angle) - (x - dx) * np.sin(angle)) / size
@@ -121,7 +128,7 @@ def _grid(side: int) -> tuple[Plane, Plane]:
 
 
 def _colours(rng: np.random.Generator) -> tuple[Plane, Plane]:
-    """Colours in [0, 1]^3 of shape and background, the shape's brighter by at least 0.3 of 1."""
+    """Draws the colours of shape and background in [0, 1]^3, the shape brighter by at least 0.3."""
     while True:
         shape, ground = rng.uniform(0.05, 0.95, (2, 3))
         if (shape - ground) @ _BRIGHTNESS >= 0.3:
@@ -129,7 +136,7 @@ def _colours(rng: np.random.Generator) -> tuple[Plane, Plane]:
 
 
 def _texture(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    """A factor between about 0.8 and 1 for every point: plain, stripes, checks or dots."""
+    """Draws a factor between about 0.8 and 1 for every point: plain, stripes, checks or dots."""
     period, depth = rng.uniform(0.3, 0.6), rng.uniform(0.1, 0.2)
     kind = rng.integers(4)
     if kind == 0:
@@ -137,3 +144,7 @@ def _texture(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
     stripes, across = np.sin(2 * np.pi * u / period), np.sin(2 * np.pi * v / period)
     pattern = (stripes > 0, stripes * across > 0, stripes + across > 0.8)[kind - 1]
     return np.where(pattern, 1 - depth, 1.0)
+
+
+DRAW: dict[str, Callable[[], Iterator[DrawnImage]]] = {"digits": draw_digits, "shapes": draw_shapes}
+"""Built-in set -> the function that draws it."""

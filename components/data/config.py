@@ -1,10 +1,6 @@
-"""What an `encode` stage is told, and the digest of the images it would read.
+"""The configuration of an `encode` stage, and the digest of the images that it would read.
 
-Kept light (pydantic and the standard library): planning a run needs both and must not wait for NumPy.
-
-The files of a source and the digest of their names and contents, kept so that an unchanged source is not read twice.
-
-As light as `components.data.config`: planning a run needs it.
+Planning a run needs both and must not wait for NumPy, so this module imports only pydantic and the standard library.
 """
 
 from __future__ import annotations
@@ -21,20 +17,19 @@ from typing import Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from components.errors import UserError
+from components.files import sha256_file, write_json
 from components.fingerprint import NO_FINGERPRINT
 
-# MERGED
-
 BUILT_IN: dict[str, str] = {"digits": "digits/1", "shapes": "shapes/2"}
-"""Built-in sets -> version of the code that makes them; raise it when their pixels or their split change."""
+"""Built-in data set -> version of the code that draws it; raised when its pixels or its split change."""
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-"""File names that are read as an archive of an ImageNet-layout folder."""
+"""Endings of files that are read as an archive of a folder in ImageNet layout."""
 
 S3 = "s3://"
 
 ListPrefix = Callable[[str], Iterable[tuple[str, int, str]]]
-"""Lists (name below the address, size, ETag) of every object below an `s3://` address."""
+"""Lists (name below the address, size in bytes, ETag) of every object below an `s3://` address."""
 
 
 class EncodeConfig(BaseModel):
@@ -43,8 +38,8 @@ class EncodeConfig(BaseModel):
     The source is `digits`, `shapes`, a folder in ImageNet layout (`train/<class>/*` and, if there, `val/<class>/*`),
     a tar archive of such a folder, or an `s3://bucket/prefix` that holds one.
 
-    What counts is the images: neither the place they lie in nor the name of the set is part of the fingerprint. So a
-    set that was moved or renamed is not encoded again, and results go on under the name it was encoded with first.
+    Neither the location of the images nor the name of the data set is part of the fingerprint; only their content is.
+    So a set that was moved or renamed is not encoded again, and its results keep the name it was first encoded with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,46 +54,49 @@ class EncodeConfig(BaseModel):
         json_schema_extra=NO_FINGERPRINT,
         description="name of the data set in tables; default: the source's last part",
     )
-    side: int = Field(
-        default=256, ge=8, le=4096, description="pixels; a longer shorter side is shrunk to it, never enlarged"
+    max_short_side: int = Field(
+        default=256,
+        ge=8,
+        le=4096,
+        description="pixels; an image whose shorter side is longer is shrunk to it, none is enlarged",
     )
     mode: Literal["jpg", "raw"] = Field(
-        default="jpg", description="raw: exact pixels, fast to read, about 10 times the bytes"
+        default="jpg", description="raw: exact pixels, fast to read, about 10 times the bytes of jpg"
     )
-    quality: int = Field(default=90, ge=1, le=100, description="JPEG quality (OpenCV's scale), mode jpg only")
+    quality: int = Field(default=90, ge=1, le=100, description="JPEG quality on OpenCV's scale; mode jpg only")
     keep_jpeg: bool = Field(
-        default=False, description="store a source JPEG that needs no shrinking as it is, mode jpg only"
+        default=False, description="store a source JPEG that needs no shrinking unchanged; mode jpg only"
     )
     val_fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="share of each class that becomes val where none is given"
+        default=0.1, gt=0, lt=1, description="share of each class that becomes val if the source has no val"
     )
-    limit_train: int | None = Field(
-        default=None, ge=1, description="keep about this many train images, evenly over classes"
+    max_train_images: int | None = Field(
+        default=None, ge=1, description="keep at most this many train images, evenly over the classes"
     )
-    limit_val: int | None = Field(
-        default=None, ge=1, description="keep about this many val images, evenly over classes"
+    max_val_images: int | None = Field(
+        default=None, ge=1, description="keep at most this many val images, evenly over the classes"
     )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of the split and of the limits")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of the split and of the choice of images")
     page_size: int = Field(
-        default=8 << 20, description="bytes of a page of the file; a power of two from 2 MiB to 2 GiB"
+        default=8 << 20, description="bytes of a page of the .beton file; a power of two from 2 MiB to 2 GiB"
     )
-    workers: int = Field(
+    num_workers: int = Field(
         default=0,
         ge=0,
         json_schema_extra=NO_FINGERPRINT,
-        description="encoding processes; 0: as many as the set is worth",
+        description="encoding processes; 0 chooses by the number of images and cores",
     )
 
     @field_validator("page_size")
     @classmethod
     def _power_of_two(cls, value: int) -> int:
         if value & (value - 1) or not 2 << 20 <= value <= 2 << 30:
-            raise ValueError("page_size has to be a power of two from 2097152 (2 MiB) to 2147483648 (2 GiB)")
+            raise ValueError("page_size must be a power of two from 2097152 (2 MiB) to 2147483648 (2 GiB)")
         return value
 
     @property
     def dataset(self) -> str:
-        """The name shown in tables."""
+        """Name of the data set in tables."""
         return self.name or _last_part(self.source)
 
 
@@ -110,11 +108,15 @@ def _last_part(source: str) -> str:
 
 
 def source_digest(config: EncodeConfig, *, cache: Path | None = None, list_prefix: ListPrefix | None = None) -> str:
-    """What the source's bytes are, as one short string for the fingerprint.
+    """Returns a digest of the source's images, one short string for the fingerprint.
 
-    A built-in set: its version. A folder: sha256 over the names and contents of all its files; an archive: its content.
-    `cache` (a folder) keeps that by place, names, sizes, inodes and times, so that an unchanged source is not read
-    twice. An `s3://` address: sha256 over names, sizes and ETags as `list_prefix` reports them.
+    For a built-in set it is its version, for a folder the sha256 over names and contents of all its files, for an
+    archive the sha256 of its content, and for an `s3://` address the sha256 over the names, sizes and ETags that
+    `list_prefix` reports.
+
+    Args:
+        cache: a folder that keeps the digests of folders and archives, so that an unchanged source is not read twice.
+        list_prefix: lists the objects below an `s3://` address.
 
     Raises:
         UserError: the source does not exist or cannot be read, or it is on S3 and `list_prefix` is not given.
@@ -137,75 +139,71 @@ def source_digest(config: EncodeConfig, *, cache: Path | None = None, list_prefi
 
 def _s3_digest(source: str, list_prefix: ListPrefix | None) -> str:
     if list_prefix is None:
-        raise UserError("the bucket cannot be listed from here", where="source", value=source, remedy="use a folder")
+        raise UserError("the bucket cannot be listed here", where="source", value=source, remedy="use a folder")
     sha = hashlib.sha256()
     for name, size, etag in sorted(list_prefix(source)):
         sha.update(f"{name}\0{size}\0{etag}\n".encode())
     return sha.hexdigest()
 
 
-Named = list[tuple[str, Path]]
+NamedFiles = list[tuple[str, Path]]
+"""(name in the digest, path) of each file."""
 
 
 def digest_of_files(root: Path, cache: Path | None) -> str:
-    """sha256 over the names and contents of all files below the folder `root`, or over the content of the file `root`.
+    """Returns the sha256 over names and contents of all files below a folder, or over the content of one file.
 
     Args:
-        cache: a folder that keeps digests; one that cannot be written only costs reading again.
+        root: the folder or file.
+        cache: a folder that keeps digests by path, names, sizes, inodes and times. If it cannot be written, the files
+            are read again next time.
 
     Raises:
         UserError: a file or folder cannot be read, or a name is not UTF-8.
     """
-    files = list(_files(root))
-    seen = hashlib.sha256(os.fsencode(root.resolve()) + b"\n")
+    files = list(_list_files(root))
+    state = hashlib.sha256(os.fsencode(root.resolve()) + b"\n")
     for name, path in files:
-        at = _stat(path)
-        times = f"{at.st_mtime_ns}\0{at.st_ctime_ns}"
-        seen.update(f"{name}\0{at.st_dev}\0{at.st_ino}\0{at.st_size}\0{times}\n".encode())
-    kept = cache / "source-digests" / f"{seen.hexdigest()}.json" if cache else None
-    known = _read(kept) if kept else ""
+        stats = _stat(path)
+        times = f"{stats.st_mtime_ns}\0{stats.st_ctime_ns}"
+        state.update(f"{name}\0{stats.st_dev}\0{stats.st_ino}\0{stats.st_size}\0{times}\n".encode())
+    cached = cache / "source-digests" / f"{state.hexdigest()}.json" if cache else None
+    known = _read_cached(cached) if cached else ""
     if known:
         return known
     digest = _content_digest(files)
-    if kept:
-        _write(kept, {"source": str(root), "files": len(files), "sha256": digest})
+    if cached:
+        with contextlib.suppress(OSError):
+            write_json(cached, {"source": str(root), "files": len(files), "sha256": digest}, fsync=False)
     return digest
 
 
-def _read(kept: Path) -> str:
+def _read_cached(path: Path) -> str:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(kept.read_text())["sha256"])
+        return str(json.loads(path.read_text())["sha256"])
     return ""
 
 
-def _write(kept: Path, value: dict[str, object]) -> None:
-    with contextlib.suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(value))
-        os.replace(part, kept)
-
-
-def _files(root: Path) -> Iterator[tuple[str, Path]]:
-    """(name below `root`, path) of every file, sorted within each folder; links are followed."""
+def _list_files(root: Path) -> Iterator[tuple[str, Path]]:
+    """Yields (name below `root`, path) of every file, sorted within each folder; links are followed."""
     if root.is_file():
         yield "", root
         return
-    for folder, names, files in os.walk(root, followlinks=True, onerror=_unreadable):
+    for folder, names, files in os.walk(root, followlinks=True, onerror=_raise_unreadable):
         names.sort()
         for name in names:
             _refuse_loop(Path(folder, name))
         for file in sorted(files):
             path = Path(folder, file)
-            yield _plain(path.relative_to(root).as_posix(), root), path
+            yield _require_utf8(path.relative_to(root).as_posix(), root), path
 
 
 def _refuse_loop(folder: Path) -> None:
     if folder.is_symlink() and folder.resolve() in (folder.parent.resolve(), *folder.parent.resolve().parents):
-        raise UserError("this link leads back to a folder that it lies in", where=str(folder), remedy="remove it")
+        raise UserError("this link leads back to a folder that contains it", where=str(folder), remedy="remove it")
 
 
-def _plain(name: str, root: Path) -> str:
+def _require_utf8(name: str, root: Path) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -219,25 +217,24 @@ def _stat(path: Path) -> os.stat_result:
     try:
         found = path.stat()
     except OSError as error:
-        _unreadable(error)
+        _raise_unreadable(error)
     if not stat.S_ISREG(found.st_mode):
-        raise UserError("this is no ordinary file", where=str(path), remedy="remove it")
+        raise UserError("this is not a regular file", where=str(path), remedy="remove it")
     return found
 
 
-def _unreadable(error: OSError) -> NoReturn:
+def _raise_unreadable(error: OSError) -> NoReturn:
     where = str(error.filename or "")
     if where and os.path.islink(where):
-        raise UserError("this link leads nowhere", where=where, remedy="mend or remove it") from error
-    raise UserError(f"it cannot be read ({error.strerror})", where=where, remedy="mend or remove it") from error
+        raise UserError("the target of this link does not exist", where=where, remedy="repair or remove it") from error
+    raise UserError(f"it cannot be read ({error.strerror})", where=where, remedy="repair or remove it") from error
 
 
-def _content_digest(files: Named) -> str:
+def _content_digest(files: NamedFiles) -> str:
     whole = hashlib.sha256()
     for name, path in files:
         try:
-            with path.open("rb") as file:
-                whole.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            whole.update(f"{name}\0{sha256_file(path)}\n".encode())
         except OSError as error:
-            _unreadable(error)
+            _raise_unreadable(error)
     return whole.hexdigest()

@@ -1,7 +1,7 @@
-"""Where an image is cropped and whether it is mirrored: a pure function of (seed, epoch, sample).
+"""Where an image is cropped and whether it is flipped: pure functions of (seed, epoch, sample).
 
-RandomResizedCrop as torchvision and FFCV do it (ten tries, then the largest centred crop of an allowed ratio), with
-numbers from `counter` instead of a generator, so that no worker, thread, batch size or restart changes a crop. Only
+RandomResizedCrop as torchvision and FFCV do it (ten tries, then the largest centered crop of an allowed ratio), with
+numbers from `randomness` instead of a generator, so that no worker, thread, batch size or restart changes a crop. Only
 operations that IEEE 754 rounds exactly are used (no exp or log at run time), so NumPy and numba agree in every bit.
 """
 
@@ -23,12 +23,15 @@ RATIO_STEPS = 4096
 
 
 @dataclass(frozen=True)
-class RandomCrop:
-    """A random part of the image, resized to the output (training).
+class RandomResizedCrop:
+    """Cuts out a random part of the image and resizes it to the output (training).
 
     Args:
         scale: smallest and largest share of the image's area.
         ratio: smallest and largest width / height.
+
+    Raises:
+        UserError: not a range of positive numbers, or a share above 1.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -38,38 +41,41 @@ class RandomCrop:
         for name, (low, high), top in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
             if not 0 < low <= high <= top:
                 remedy = "give two numbers, 0 < low <= high" + (" <= 1" if top == 1 else "")
-                raise UserError("not a range", where=f"crop {name}", value=(low, high), remedy=remedy)
+                raise UserError("not a range", where=name, value=(low, high), remedy=remedy)
 
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """Resize the shorter side to floor(resolution / ratio), bicubic, then cut the middle (evaluation).
+    """Resizes the shorter side to floor(resolution / crop_pct), bicubic, then cuts out the centre (evaluation).
 
     Args:
-        ratio: 0.875 for ImageNet (256 -> 224); 1.0 for small sets, which are resized only.
+        crop_pct: 0.875 for ImageNet (256 -> 224); 1.0 for small images, which are resized only.
+
+    Raises:
+        UserError: not a number in (0, 1].
     """
 
-    ratio: float = 1.0
+    crop_pct: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1:
-            raise UserError("out of range", where="crop_ratio", value=self.ratio, remedy="use a number in (0, 1]")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError("out of range", where="crop_pct", value=self.crop_pct, remedy="use a number in (0, 1]")
 
 
 @functools.lru_cache(maxsize=16)
 def ratio_table(ratio: tuple[float, float]) -> npt.NDArray[np.float64]:
-    """(RATIO_STEPS,) ratios, evenly spaced in their logarithm."""
+    """Returns (RATIO_STEPS,) aspect ratios, evenly spaced in their logarithm."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
     steps = [low + (high - low) * (k + 0.5) / RATIO_STEPS for k in range(RATIO_STEPS)]
     return np.array([math.exp(step) for step in steps])
 
 
 def random_boxes(
-    crop: RandomCrop, seed: int, keys: U64, heights: npt.ArrayLike, widths: npt.ArrayLike
+    crop: RandomResizedCrop, seed: int, keys: U64, heights: npt.ArrayLike, widths: npt.ArrayLike
 ) -> npt.NDArray[np.int64]:
-    """Boxes (n, 4) of top, left, height, width in pixels, for samples with these keys and sizes.
+    """Returns boxes (n, 4) of top, left, height, width in pixels, for samples with these keys and sizes.
 
-    Uses draws 4t+1 .. 4t+4 of each key in try t; draw 0 is the flip's.
+    Try t uses draws 4t+1 .. 4t+4 of each key; draw 0 decides the flip.
     """
     tall, wide = (np.asarray(side, np.int64).reshape(-1, 1) for side in (heights, widths))
     bits = draws(seed, keys.reshape(-1, 1, 1), np.arange(1, 4 * TRIES + 1, dtype=np.uint64).reshape(1, TRIES, 4))
@@ -83,12 +89,12 @@ def random_boxes(
     boxes = np.stack([top, left, h, w], axis=-1)
     chosen = np.take_along_axis(boxes, fits.argmax(axis=1)[:, None, None], axis=1)[:, 0]
     for row in np.flatnonzero(~fits.any(axis=1)):
-        chosen[row] = centred_box(int(tall[row, 0]), int(wide[row, 0]), crop.ratio)
+        chosen[row] = centered_box(int(tall[row, 0]), int(wide[row, 0]), crop.ratio)
     return chosen
 
 
-def centred_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    """The largest centred box whose width / height lies in `ratio`; what is taken when no try fits."""
+def centered_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Returns the largest centered box whose width / height is within `ratio`, for images that no try fits."""
     h, w = height, width
     if width < ratio[0] * height:
         h = min(height, math.floor(width / ratio[0] + 0.5))
@@ -97,6 +103,6 @@ def centred_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[in
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def flips(seed: int, keys: U64, probability: float) -> npt.NDArray[np.bool_]:
-    """Which samples are mirrored left to right."""
+def draw_flips(seed: int, keys: U64, probability: float) -> npt.NDArray[np.bool_]:
+    """Returns which samples are flipped horizontally, bool (n,)."""
     return unit(draws(seed, keys, 0)) < probability

@@ -1,34 +1,77 @@
-"""Encodes one split: several processes compress, one writer appends in order, so the bytes never depend on how many."""
+"""Encodes images: several processes decode, shrink and compress them; one writer appends the results in order.
+
+The encoding of an image is a pure function of the file's bytes and the settings, so the number of processes never
+changes the encoded file.
+"""
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import signal
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-from components.data.beton_format import DEFAULT_PAGE_SIZE, EncodedImage
-from components.data.beton_writer import BetonWriter
-from components.data.encode_image import EncodeSettings, ImageItem, Unreadable, encode_chunk
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from components.data.beton_writer import DEFAULT_PAGE_SIZE, MODE_JPG, MODE_RAW, BetonWriter, EncodedImage
+from components.data.jpeg import decode_jpeg, jpeg_size
 from components.errors import UserError
 from components.process import stage_cores
+
+Pixels = npt.NDArray[np.uint8]
 
 CHUNK = 32
 """Images in one piece of work."""
 
 WORTH_A_PROCESS = 2500
-"""Below this many images per process, starting one costs more than it saves."""
+"""Images per process below which starting the process costs more time than it saves."""
+
+_WITHOUT_RANGE = {"I": "32-bit integers", "F": "floating-point numbers"}
+"""Modes of Pillow whose values do not define which value is black and which is white."""
 
 Progress = Callable[[int, int], None]
-Encoded = list[EncodedImage] | Unreadable
+
+
+class ImageItem(NamedTuple):
+    """One image of a source and the number of its class."""
+
+    path: str
+    label: int
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """How images are stored; the fields are those of `EncodeConfig`."""
+
+    max_short_side: int
+    mode: Literal["jpg", "raw"]
+    quality: int = 90
+    keep_jpeg: bool = False
+
+
+class Unreadable(NamedTuple):
+    """An image that could not be read, as a value, because exceptions lose their details between processes."""
+
+    path: str
+    cause: str
+
+
+EncodedChunk = list[EncodedImage] | Unreadable
 
 
 def encode_split(
@@ -37,52 +80,53 @@ def encode_split(
     settings: EncodeSettings,
     *,
     page_size: int = DEFAULT_PAGE_SIZE,
-    workers: int = 0,
+    num_workers: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Writes the images, in the order given, to a `.beton` file.
+    """Writes images, in the order given, to a `.beton` file.
 
     Args:
         items: at least one image.
-        path: the finished file; it appears whole or not at all.
-        workers: encoding processes; 1 works in this process, 0: as many as the stage's cores and the set are worth.
+        path: the finished file; it appears only when it is complete.
+        num_workers: encoding processes. 1 encodes in this process; 0 chooses by the stage's cores and the number of
+            images.
         progress: called with (images done, images in all).
 
     Raises:
         UserError: an image cannot be read (it is named), an encoding process died, or no space is left.
     """
-    count = workers or max(1, min(stage_cores(), len(items) // WORTH_A_PROCESS))
+    count = num_workers or max(1, min(stage_cores(), len(items) // WORTH_A_PROCESS))
     chunks = [list(items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
-    encoded = _in_processes(chunks, settings, count) if count > 1 else _here(chunks, settings)
+    encoded = _encode_in_processes(chunks, settings, count) if count > 1 else _encode_here(chunks, settings)
     done = 0
     with closing(encoded), BetonWriter(path, len(items), page_size=page_size) as writer:
         for chunk in encoded:
-            for sample in _readable(chunk):
+            for sample in _require_readable(chunk):
                 writer.add(sample)
             done += len(chunk)
             progress(done, len(items))
 
 
-def _readable(chunk: Encoded) -> list[EncodedImage]:
+def _require_readable(chunk: EncodedChunk) -> list[EncodedImage]:
     if isinstance(chunk, Unreadable):
         raise UserError(
-            f"this image cannot be read ({chunk.cause})", where=chunk.path, remedy="mend, replace or remove the file"
+            f"this image cannot be read ({chunk.cause})", where=chunk.path, remedy="repair, replace or remove the file"
         )
     return chunk
 
 
-def _here(chunks: Iterable[list[ImageItem]], settings: EncodeSettings) -> Generator[Encoded, None, None]:
+def _encode_here(chunks: Iterable[list[ImageItem]], settings: EncodeSettings) -> Generator[EncodedChunk, None, None]:
     for chunk in chunks:
         yield encode_chunk(chunk, settings)
 
 
-def _in_processes(
+def _encode_in_processes(
     chunks: Iterable[list[ImageItem]], settings: EncodeSettings, count: int
-) -> Generator[Encoded, None, None]:
-    """Results in the order of the chunks; at most 4 chunks a process are under way or wait to be written."""
+) -> Generator[EncodedChunk, None, None]:
+    """Yields results in the order of the chunks; at most 4 chunks per process are in progress or not yet written."""
     # Spawned, not forked: this process may hold threads (torch, numba, MLflow) that do not survive a fork.
-    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_prepare_encoder, initargs=(os.getpid(),))
-    waiting: deque[Future[Encoded]] = deque()
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_prepare_worker, initargs=(os.getpid(),))
+    waiting: deque[Future[EncodedChunk]] = deque()
     rest = iter(chunks)
     try:
         for chunk in itertools.islice(rest, 4 * count):
@@ -93,24 +137,111 @@ def _in_processes(
                 waiting.append(pool.submit(encode_chunk, chunk, settings))
     except BrokenProcessPool as error:
         raise UserError(
-            "an encoding process was killed (often: out of memory)",
+            "an encoding process was killed (often because memory ran out)",
             where="encode",
-            remedy="start it again with fewer `workers`; nothing half-written was kept",
+            remedy="start it again with fewer `num_workers`; no incomplete file was kept",
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare_encoder(parent: int) -> None:
-    """In a new encoding process: Ctrl-C is the parent's to handle, and without a parent there is nothing to do."""
-    import cv2
-
+def _prepare_worker(parent: int) -> None:
+    """Sets up an encoding process: it leaves Ctrl-C to the parent and ends when the parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
 
-    def leave_with_parent() -> None:
+    def exit_with_parent() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
         os._exit(1)
 
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+def encode_chunk(items: list[ImageItem], settings: EncodeSettings) -> EncodedChunk:
+    """Encodes some images in order; stops at the first that cannot be read and returns it as `Unreadable`."""
+    encoded = []
+    for item in items:
+        try:
+            encoded.append(encode_file(item, settings))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, cv2.error) as error:
+            return Unreadable(item.path, f"{type(error).__name__}: {error}")
+    return encoded
+
+
+def encode_file(item: ImageItem, settings: EncodeSettings) -> EncodedImage:
+    """Encodes one image file.
+
+    Raises:
+        OSError, ValueError: it cannot be read as an image.
+    """
+    content = Path(item.path).read_bytes()
+    if settings.keep_jpeg and settings.mode == "jpg":
+        kept = _keep_jpeg(content, item.label, settings.max_short_side)
+        if kept:
+            return kept
+    return encode_pixels(shrink(read_rgb(content), settings.max_short_side), item.label, settings)
+
+
+def encode_pixels(pixels: Pixels, label: int, settings: EncodeSettings) -> EncodedImage:
+    """Encodes RGB pixels, uint8 (height, width, 3); JPEGs are compressed by OpenCV, as FFCV does it."""
+    height, width = pixels.shape[:2]
+    if settings.mode == "raw":
+        return EncodedImage(MODE_RAW, width, height, np.ascontiguousarray(pixels).tobytes(), label)
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    good, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
+    if not good:
+        raise ValueError("OpenCV cannot compress it")
+    return EncodedImage(MODE_JPG, width, height, data.tobytes(), label)
+
+
+def read_rgb(content: bytes) -> Pixels:
+    """Returns the pixels of an image file, uint8 (height, width, 3) RGB.
+
+    Grey of 16 bits is scaled to 8 bits. The EXIF orientation is not applied, as usual for ImageNet.
+
+    Raises:
+        OSError, ValueError: it cannot be read as an image, or its values have no known range.
+    """
+    with warnings.catch_warnings():
+        # Pillow only warns about an image of up to 179 million pixels and about odd metadata; both are harmless here.
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content)) as image:
+            if image.mode.startswith("I;16"):
+                return _grey16_to_rgb(np.array(image))
+            if image.mode in _WITHOUT_RANGE:
+                raise ValueError(
+                    f"its pixels are {_WITHOUT_RANGE[image.mode]} without a known range; save it with 8 or 16 bits"
+                )
+            return np.array(image.convert("RGB"))
+
+
+def _grey16_to_rgb(values: npt.NDArray[np.uint16]) -> Pixels:
+    """Scales 0..65535 to 0..255; Pillow's own conversion (13.0) clips everything above 255."""
+    grey = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def shrink(pixels: Pixels, max_short_side: int) -> Pixels:
+    """Shrinks an image by area averaging until its shorter side is `max_short_side`; smaller images stay unchanged."""
+    height, width = pixels.shape[:2]
+    if min(height, width) <= max_short_side:
+        return pixels
+    if height < width:
+        size = max(max_short_side, round(width * max_short_side / height)), max_short_side
+    else:
+        size = max_short_side, max(max_short_side, round(height * max_short_side / width))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _keep_jpeg(content: bytes, label: int, max_short_side: int) -> EncodedImage | None:
+    """Returns the file's own bytes if they are a complete RGB or grey JPEG that needs no shrinking, else None."""
+    data = np.frombuffer(content, np.uint8)
+    width, height = jpeg_size(data)
+    if not 0 < min(width, height) <= max_short_side or content[-2:] != b"\xff\xd9":
+        return None
+    try:
+        fits = decode_jpeg(data).shape == (height, width, 3)
+    except ValueError:  # CMYK or damaged: `read_rgb` converts or refuses it
+        return None
+    return EncodedImage(MODE_JPG, width, height, content, label) if fits else None

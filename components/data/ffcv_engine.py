@@ -1,8 +1,8 @@
-"""The FFCV engine: FFCV's loader and its compiled pipeline, driven by a thread of ours that cannot hang the run.
+"""The FFCV engine: FFCV's loader and its compiled pipeline, run by a thread that cannot block the training for ever.
 
-FFCV's own epoch iterator leaves the caller waiting for ever when its thread dies, hands out buffers that the next batch
-overwrites, leaks a thread when an epoch is left early, and sets torch's thread count for the whole process. This one
-does none of that; the decoding itself, its order and its memory are FFCV's.
+FFCV's own epoch iterator waits for ever when its thread dies, returns buffers that the next batch overwrites, leaks a
+thread when an epoch is left early, and sets torch's thread count for the whole process. This engine has none of these
+faults; the decoding, its order and its memory are FFCV's.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from components.data.beton_reader import BetonFile, Pixels, refuse
+from components.data.beton_reader import BetonFile, Pixels, raise_damaged
 from components.data.native_engine import Geometry, Stream
 from components.data.randomness import sample_keys
 from components.data.sampler import Indices
 
-AHEAD = 3
-"""Batches that are decoded before they are asked for."""
+DECODED_AHEAD = 3
+"""Batches that are decoded before they are needed."""
 
 _POLL_SECONDS = 0.2
 
 Decoded = tuple[Pixels, npt.NDArray[np.bool_]]
-"""Images of a batch, and which of them could not be decoded."""
+"""Images of a batch, and a flag for each one that could not be decoded."""
 
 
 @functools.cache
-def why_not() -> str:
-    """Why FFCV cannot be used here; an empty string where it can."""
+def import_error() -> str:
+    """Returns why FFCV does not import on this machine; an empty string if it does."""
     try:
-        with torch_threads_kept():
+        with preserve_torch_threads():
             importlib.import_module("ffcv.loader")
-    # Whatever goes wrong while it is imported (a missing library, another NumPy) is the answer to the question.
+    # Any failure of the import (a missing library, another NumPy) is a reason not to use FFCV.
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 @contextlib.contextmanager
-def torch_threads_kept() -> Iterator[None]:
-    """Puts torch's number of threads back: importing FFCV sets it to 1, making a loader to the loader's."""
+def preserve_torch_threads() -> Iterator[None]:
+    """Restores torch's number of threads: importing FFCV sets it to 1, making a loader sets it to the loader's."""
     torch = importlib.import_module("torch")
     before = torch.get_num_threads()
     try:
@@ -61,60 +61,60 @@ class FfcvEngine:
 
     Args:
         batch_size: the most samples in one of this rank's batches.
-        threads: FFCV's decoding threads; at most as many as numba has.
+        num_threads: FFCV's decoding threads; at most as many as numba has.
     """
 
     name = "ffcv"
 
-    def __init__(self, file: BetonFile, geometry: Geometry, batch_size: int, threads: int) -> None:
-        # FFCV's decoder writes as many pixels as the JPEG has, wherever the buffer ends.
+    def __init__(self, file: BetonFile, geometry: Geometry, batch_size: int, num_threads: int) -> None:
+        # FFCV's decoder writes as many pixels as the JPEG has, even beyond the end of the buffer.
         file.check_jpeg_headers()
         self.file, self.geometry = file, geometry
-        with torch_threads_kept():
-            numba, ffcv, ours = (
+        with preserve_torch_threads():
+            numba, ffcv, decoder = (
                 importlib.import_module(name) for name in ("numba", "ffcv.loader", "components.data.ffcv_decoder")
             )
-            self.threads = max(1, min(threads, numba.config.NUMBA_NUM_THREADS))
+            self.num_threads = max(1, min(num_threads, numba.config.NUMBA_NUM_THREADS))
             self.loader = ffcv.Loader(
                 str(file.path),
                 batch_size=batch_size,
-                num_workers=self.threads,
+                num_workers=self.num_threads,
                 os_cache=True,
-                order=ours.GivenOrder(),
+                order=decoder.PlaceholderOrder(),
                 seed=0,
-                pipelines={"image": [ours.PureCropDecoder(geometry)], "label": None},
+                pipelines={"image": [decoder.SeededCropDecoder(geometry)], "label": None},
                 drop_last=False,
             )
 
     def stream(self, batches: Sequence[Indices], epoch: int) -> Stream:
-        """The images (uint8, (B, resolution, resolution, 3)) of each batch, with its indices, in order."""
+        """Yields the images (uint8, (B, resolution, resolution, 3)) of each batch, with its indices, in order."""
         producer = _Producer(self, batches, epoch)
         producer.start()
         try:
             for indices in batches:
                 images, failed = producer.next()
                 if failed.any():
-                    refuse(self.file.path, f"sample {indices[failed][0]} cannot be decoded")
+                    raise_damaged(self.file.path, f"sample {indices[failed][0]} cannot be decoded")
                 yield images, indices
         finally:
             producer.stop()
 
 
 class _Producer(threading.Thread):
-    """Runs FFCV's compiled pipeline over the batches of one epoch and hands out copies.
+    """Runs FFCV's compiled pipeline over the batches of one epoch and passes copies on through a queue.
 
-    Whatever ends the thread is raised where the batch is waited for.
+    An exception that ends the thread is raised in the caller that waits for the batch.
     """
 
     def __init__(self, engine: FfcvEngine, batches: Sequence[Indices], epoch: int) -> None:
         super().__init__(daemon=True, name="ffcv-loader")
         self._engine, self._batches, self._epoch = engine, batches, epoch
-        self._ready: queue.Queue[Decoded] = queue.Queue(AHEAD)
+        self._ready: queue.Queue[Decoded] = queue.Queue(DECODED_AHEAD)
         self._stopped = threading.Event()
         self._error: BaseException | None = None
 
     def next(self) -> Decoded:
-        """The next batch."""
+        """Waits for the next batch and returns it."""
         while True:
             try:
                 return self._ready.get(timeout=_POLL_SECONDS)
@@ -128,7 +128,7 @@ class _Producer(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """In the thread: decodes until the epoch ends or is left."""
+        """Runs in the thread: decodes until the epoch ends or is left."""
         try:
             self._decode_all()
         except BaseException as error:
@@ -136,7 +136,7 @@ class _Producer(threading.Thread):
 
     def _decode_all(self) -> None:
         # numba's number of threads belongs to the calling thread; FFCV would set torch's along with it.
-        sys.modules["numba"].set_num_threads(self._engine.threads)
+        sys.modules["numba"].set_num_threads(self._engine.num_threads)
         loader, side = self._engine.loader, self._engine.geometry.resolution
         memory = loader.graph.allocate_memory(loader.batch_size, 1)
         with loader.memory_manager.schedule_epoch([]) as context:
@@ -144,19 +144,19 @@ class _Producer(threading.Thread):
                 if self._stopped.is_set():
                     return
                 if len(indices):
-                    self._hand_out(_decoded(loader, context.state, memory, sample_keys(indices, self._epoch)))
+                    self._put(_decode(loader, context.state, memory, sample_keys(indices, self._epoch)))
                 else:
-                    self._hand_out((np.empty((0, side, side, 3), np.uint8), np.zeros(0, np.bool_)))
+                    self._put((np.empty((0, side, side, 3), np.uint8), np.zeros(0, np.bool_)))
 
-    def _hand_out(self, batch: Decoded) -> None:
+    def _put(self, batch: Decoded) -> None:
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self._ready.put(batch, timeout=_POLL_SECONDS)
                 return
 
 
-def _decoded(loader: Any, storage: Any, memory: dict[str, dict[int, Any]], keys: np.ndarray) -> Decoded:
-    """Copies of one batch's images and flags after the stages that FFCV compiled."""
+def _decode(loader: Any, storage: Any, memory: dict[str, dict[int, Any]], keys: np.ndarray) -> Decoded:
+    """Runs the stages that FFCV compiled on one batch; returns copies of its images and flags."""
     code, outputs = loader.code
     values = {"batch_indices": keys, "storage_state": storage, "metadata": loader.reader.metadata}
     for kind, prefix in (("operation", "memory"), ("shared", "shared_memory")):

@@ -1,11 +1,12 @@
-"""Decodes JPEGs: libjpeg-turbo with the fast DCT as FFCV uses it, OpenCV where the library is missing.
+"""Decodes JPEGs with libjpeg-turbo and its fast DCT, as FFCV does, or with OpenCV if that library is missing.
 
-Both engines of the loader give equal pixels only with the same library and flag. OpenCV decodes with the accurate DCT:
-values then differ by up to about 9 of 255 levels, so `decoder_name()` says which one is in use and runs record it.
+Both engines of the loader give equal pixels only with the same library and flag. OpenCV decodes with the accurate DCT,
+whose values differ by up to about 9 of 255 levels, so training and evaluation record `decoder_name()` in their runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import functools
@@ -24,22 +25,24 @@ _handles = threading.local()
 
 
 def decoder_name() -> str:
-    """`libjpeg-turbo` (the pixels FFCV would give) or `opencv` (other pixels)."""
+    """Returns `libjpeg-turbo` (the same pixels as FFCV) or `opencv` (slightly different pixels)."""
     return "libjpeg-turbo" if _turbo() else "opencv"
 
 
 def decode_jpeg(data: Bytes) -> Bytes:
-    """uint8 (height, width, 3) RGB pixels of a whole JPEG; grey becomes RGB; EXIF orientation is not applied.
+    """Returns the pixels of a complete JPEG, uint8 (height, width, 3) RGB; grey becomes RGB.
+
+    The EXIF orientation is not applied.
 
     Raises:
-        ValueError: the bytes are not a whole JPEG that can be shown as RGB.
+        ValueError: the bytes are not a complete JPEG that converts to RGB.
     """
     library = _turbo()
     return _decode_turbo(library, data) if library else _decode_opencv(data)
 
 
 def jpeg_size(data: Bytes) -> tuple[int, int]:
-    """(width, height) from a JPEG's start-of-frame header; (0, 0) where there is none."""
+    """Returns (width, height) from a JPEG's start-of-frame header; (0, 0) if no such header is found."""
     head, at = data[:65536].tobytes(), 2
     if head[:2] != b"\xff\xd8":
         return 0, 0
@@ -53,15 +56,14 @@ def jpeg_size(data: Bytes) -> tuple[int, int]:
 
 @functools.cache
 def _turbo() -> Any:
-    """The library with its functions declared, or None."""
+    """Returns the library with its functions' types declared, or None."""
+    for name in _LIBRARIES:
+        with contextlib.suppress(OSError):
+            return _declared(ctypes.CDLL(name))
+    # Last, as it starts a process to find it.
     found = ctypes.util.find_library("turbojpeg")
-    for name in (*_LIBRARIES, found):
-        try:
-            library = ctypes.CDLL(name) if name else None
-        except OSError:
-            continue
-        if library is not None:
-            return _declared(library)
+    with contextlib.suppress(OSError):
+        return _declared(ctypes.CDLL(found)) if found else None
     return None
 
 
@@ -77,7 +79,7 @@ def _declared(library: Any) -> Any:
 
 
 class _Handle:
-    """A decompressor; it must not be used by two threads at once, so every thread has its own."""
+    """A decompressor of the library. Two threads must not share one, so each thread has its own."""
 
     def __init__(self, library: Any) -> None:
         self.library, self.pointer = library, library.tjInitDecompress()
@@ -106,5 +108,5 @@ def _decode_opencv(data: Bytes) -> Bytes:
 
     pixels = cv2.imdecode(np.ascontiguousarray(data), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None or data[-2:].tobytes() != b"\xff\xd9":
-        raise ValueError("OpenCV cannot read it as a whole JPEG")
+        raise ValueError("OpenCV cannot read it as a complete JPEG")
     return np.ascontiguousarray(pixels[:, :, ::-1]).astype(np.uint8, copy=False)

@@ -1,7 +1,7 @@
-"""Batches of an encoded set: the same order and the same pixels from either engine, on any number of ranks.
+"""Batches of an encoded data set: the same order and the same pixels from either engine, on any number of ranks.
 
-`ffcv` reads with FFCV's loader (fast on large sets, 10 to 18 s of compilation for every loader), `native` with NumPy,
-libjpeg-turbo and threads (at work at once). `auto` takes FFCV for large training sets where it imports.
+`ffcv` reads with FFCV's loader: fast on large sets, but every loader compiles for 10 to 18 s first. `native` reads with
+NumPy, libjpeg-turbo and threads and starts at once. `auto` uses FFCV for large training sets if it imports.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from components.data.augment import Augmentation
 from components.data.beton_reader import BetonFile
-from components.data.crop import CenterCrop, RandomCrop
+from components.data.crop import CenterCrop, RandomResizedCrop
 from components.data.jpeg import decoder_name
 from components.data.manifest import DataManifest
-from components.data.native_engine import Geometry, NativeEngine, Stream, augmented
-from components.data.randomness import MAX_EPOCH
-from components.data.sampler import BatchOrder, Indices, all_or_given
+from components.data.native_engine import Geometry, Images, NativeEngine, PendingBatch, Stream, in_order, pieces
+from components.data.randomness import MAX_EPOCH, sample_keys
+from components.data.sampler import BatchSampler, Indices, checked_indices
 from components.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,24 +31,28 @@ if TYPE_CHECKING:
 EngineName = Literal["auto", "ffcv", "native"]
 
 WORTH_FFCV = 50_000
-"""Samples from which `auto` takes FFCV: below, its compilation costs more than it saves."""
+"""Samples from which `auto` uses FFCV; for fewer, its compilation costs more time than it saves."""
+
+AUGMENTED_AHEAD = 2
+"""Batches that are augmented before they are needed."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """One rank's part of a batch; the arrays belong to the caller.
 
-    `images` is uint8 (B, H, W, 3) RGB; float32 with 0..1 for pixels where the augmentation leaves that range (faithful
-    random erasing). `labels` and `indices` are int64 (B,); an index is the sample's row in the encoded file.
+    `images` is uint8 (B, H, W, 3) RGB, or float32 in units of 0..1 if the augmentation can leave that range (random
+    erasing as in the paper's released code). `labels` and `indices` are int64 (B,); an index is the sample's row in the
+    encoded file.
     """
 
-    images: npt.NDArray[Any]
+    images: Images
     labels: npt.NDArray[np.int64]
     indices: npt.NDArray[np.int64]
 
 
 class Engine(Protocol):
-    """What turns batches of indices into batches of images."""
+    """Turns batches of indices into batches of images."""
 
     name: str
 
@@ -56,7 +60,7 @@ class Engine(Protocol):
 
 
 class Epoch:
-    """The batches of one epoch: an iterator, and a context that stops the work behind it when it is left early."""
+    """The batches of one epoch: an iterator, and a context that stops all work for the epoch when it is left early."""
 
     def __init__(self, batches: Generator[Batch, None, None]) -> None:
         self._batches = batches
@@ -74,39 +78,40 @@ class Epoch:
         self.close()
 
     def close(self) -> None:
-        """Ends the epoch; nothing of it runs on. Harmless after its end."""
+        """Ends the epoch and all work for it. Has no effect after the last batch."""
         self._batches.close()
 
 
 class Loader:
-    """Made by `open_loader`.
+    """Gives the batches of a split, epoch by epoch; `open_loader` makes it.
 
     Attributes:
         engine: the engine in use, `ffcv` or `native`.
-        decoder: what decodes its JPEGs, `libjpeg-turbo` or `opencv` (whose pixels differ; worth recording).
+        jpeg_decoder: `libjpeg-turbo`, `opencv` (its pixels differ: record it with the results), or `none` if no image
+            is stored as a JPEG.
         num_batches: batches in an epoch, the same on every rank.
-        num_samples: samples that take part, over all ranks.
+        num_samples: samples in an epoch before incomplete batches are dropped, over all ranks.
     """
 
     def __init__(
         self,
         file: BetonFile,
-        order: BatchOrder,
+        sampler: BatchSampler,
         engine: Engine,
         augment: Augmentation | None,
         pool: ThreadPoolExecutor,
-        threads: int,
+        num_threads: int,
     ) -> None:
-        self.engine, self.decoder = engine.name, decoder_name()
-        self.num_batches, self.num_samples = order.num_batches, len(order.indices)
-        self._file, self._order, self._engine, self._augment = file, order, engine, augment
-        self._pool, self._threads = pool, threads
+        self.engine, self.jpeg_decoder = engine.name, decoder_name() if file.has_jpegs else "none"
+        self.num_batches, self.num_samples = sampler.num_batches, len(sampler.indices)
+        self._file, self._sampler, self._engine, self._augment = file, sampler, engine, augment
+        self._pool, self._num_threads = pool, num_threads
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Epoch:
-        """The batches of an epoch from `start_batch` (0 to num_batches) on.
+        """Returns the batches of an epoch from `start_batch` (0 to num_batches) on.
 
-        Both order and pixels are pure functions of the seed, the epoch and the sample: a run that goes on at batch k
-        sees what an uninterrupted one would have seen.
+        Order and pixels are pure functions of the seed, the epoch and the sample, so a run that continues at batch k
+        gets the same batches as an uninterrupted one.
 
         Raises:
             UserError: while iterating, when an image turns out to be damaged.
@@ -116,15 +121,31 @@ class Loader:
         return Epoch(self._batches(epoch, start_batch))
 
     def _batches(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
-        stream = self._engine.stream(self._order.batches(epoch, start_batch), epoch)
+        decoded = self._engine.stream(self._sampler.batches(epoch, start_batch), epoch)
+        changed = self._augmented(decoded, self._augment, epoch) if self._augment else decoded
         try:
-            for images, indices in augmented(stream, self._augment, epoch, self._pool, self._threads):
+            for images, indices in changed:
                 yield Batch(images, self._file.labels[indices], indices)
         finally:
-            stream.close()
+            changed.close()
+            decoded.close()
+
+    def _augmented(self, decoded: Stream, augment: Augmentation, epoch: int) -> Stream:
+        """Applies the augmentation on the loader's threads, some batches ahead, in order."""
+
+        def start(images: Images, indices: Indices) -> PendingBatch:
+            out = np.empty(images.shape, augment.dtype)
+            keys = sample_keys(indices, epoch)
+            futures = [
+                self._pool.submit(augment.fill_batch, out[piece], images[piece], keys[piece])
+                for piece in pieces(images, self._num_threads)
+            ]
+            return out, indices, futures
+
+        return in_order((start(images, indices) for images, indices in decoded), AUGMENTED_AHEAD)
 
     def close(self) -> None:
-        """Ends the threads. A loader that is not closed ends them with the process."""
+        """Ends the threads. The threads of a loader that is not closed end with the process."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -139,67 +160,76 @@ def open_loader(
     train: bool,
     engine: EngineName = "auto",
     rank: int = 0,
-    world: int = 1,
-    threads: int = 2,
+    world_size: int = 1,
+    num_threads: int = 2,
     indices: Sequence[int] | Indices | None = None,
     order: Literal["random", "fixed", "sequential"] | None = None,
-    crop: RandomCrop | CenterCrop | None = None,
-    flip: float | None = None,
+    crop: RandomResizedCrop | CenterCrop | None = None,
+    hflip: float | None = None,
     augment: Augmentation | None = None,
     drop_last: bool | None = None,
 ) -> Loader:
-    """Opens a split of an encoded set.
+    """Opens a split of an encoded data set.
 
     Args:
         objects: the store that has the files; it verifies their sha256.
-        batch_size: of the global batch; rank r of `world` gets rows r*B/world .. (r+1)*B/world of each.
-        resolution: pixels of the (square) output.
-        seed: of the order, crops, flips and augmentations.
-        train: sets what is left None: random order, random crop, flip 0.5 and dropped last batch for training;
-            sequential order, whole images, no flip and nothing dropped otherwise.
-        threads: decoding threads of this rank.
-        indices: the samples that take part; all when None.
+        batch_size: B, samples in a global batch; rank r of w gets rows r*B/w .. (r+1)*B/w of each.
+        resolution: pixels of the square output.
+        seed: of the order, crops and flips.
+        train: chooses the defaults of the options below that are None. True: random order, random crop, hflip 0.5, and
+            an incomplete last batch is dropped. False: sequential order, centre crop, no flip, nothing dropped.
+        engine: `auto` uses FFCV for large training sets if it imports.
+        rank, world_size: this rank, and the number of ranks.
+        num_threads: decoding threads of this rank.
+        indices: the samples to use; all if None.
+        order: see `BatchSampler`.
+        hflip: probability of a horizontal flip.
         augment: heavy augmentation after crop and flip.
 
     Raises:
-        UserError: a damaged file, `ffcv` where it does not import, ranks that do not divide the batch, a batch larger
-            than the set with drop_last, an index outside the set.
+        UserError: the file is damaged, FFCV is asked for and does not import, the ranks do not divide the batch, no
+            batch is full and `drop_last` is set, or an index is outside the set.
     """
     described = manifest.split(split)
-    path = objects.get(_reference(described.object))
-    file = BetonFile(path, num_samples=described.n, num_classes=manifest.num_classes)
+    path = objects.get(described.object_ref)
+    file = BetonFile(path, num_samples=described.num_images, num_classes=manifest.num_classes)
     geometry = Geometry(
         resolution,
         seed,
-        crop=crop or (RandomCrop() if train else CenterCrop()),
-        flip=(0.5 if train else 0.0) if flip is None else flip,
+        crop=crop or (RandomResizedCrop() if train else CenterCrop()),
+        hflip=(0.5 if train else 0.0) if hflip is None else hflip,
     )
-    batches = BatchOrder(
-        all_or_given(indices, len(file)),
+    sampler = BatchSampler(
+        checked_indices(indices, len(file)),
         batch_size,
         seed=seed,
         order=order or ("random" if train else "sequential"),
         drop_last=train if drop_last is None else drop_last,
         rank=rank,
-        world=world,
+        world_size=world_size,
     )
-    _refuse_empty(batches, f"{manifest.name}/{split}")
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
-    chosen = _engine(engine, file, geometry, batches, pool, threads)
-    return Loader(file, batches, chosen, augment, pool, threads)
+    _refuse_empty(sampler, f"{manifest.name}/{split}")
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="loader")
+    chosen = _choose_engine(engine, file, geometry, sampler, pool, num_threads)
+    return Loader(file, sampler, chosen, augment, pool, num_threads)
 
 
-def _engine(
-    wanted: EngineName, file: BetonFile, geometry: Geometry, order: BatchOrder, pool: ThreadPoolExecutor, threads: int
+def _choose_engine(
+    wanted: EngineName,
+    file: BetonFile,
+    geometry: Geometry,
+    sampler: BatchSampler,
+    pool: ThreadPoolExecutor,
+    num_threads: int,
 ) -> Engine:
-    # FFCV has no antialiased bicubic resize, so evaluation reads natively whatever was asked for.
-    large = len(order.indices) >= WORTH_FFCV
-    if isinstance(geometry.crop, RandomCrop) and (wanted == "ffcv" or (wanted == "auto" and large)):
-        from components.data.ffcv_engine import FfcvEngine, why_not
+    # FFCV has no antialiased bicubic resize, so evaluation always uses the native engine.
+    large = len(sampler.indices) >= WORTH_FFCV
+    if isinstance(geometry.crop, RandomResizedCrop) and (wanted == "ffcv" or (wanted == "auto" and large)):
+        from components.data.ffcv_engine import FfcvEngine, import_error
 
-        cause = why_not()
+        cause = import_error()
         if not cause:
-            return FfcvEngine(file, geometry, order.batch_size // order.world, threads)
+            return FfcvEngine(file, geometry, sampler.batch_size // sampler.world_size, num_threads)
         if wanted == "ffcv":
             raise UserError(
                 f"FFCV does not import ({cause})",
@@ -207,20 +237,14 @@ def _engine(
                 value="ffcv",
                 remedy="install it with `make setup`, or use loader: native (equal batches)",
             )
-    return NativeEngine(file, geometry, pool, threads)
+    return NativeEngine(file, geometry, pool, num_threads)
 
 
-def _reference(stored: Any) -> Any:
-    from components.store.objects import ObjectRef
-
-    return ObjectRef(uri=stored.uri, size=stored.size, sha256=stored.sha256)
-
-
-def _refuse_empty(order: BatchOrder, where: str) -> None:
-    if order.num_batches == 0:
+def _refuse_empty(sampler: BatchSampler, where: str) -> None:
+    if sampler.num_batches == 0:
         raise UserError(
-            f"{len(order.indices)} samples do not fill one batch",
+            f"{len(sampler.indices)} samples do not fill one batch",
             where=where,
-            value=order.batch_size,
+            value=sampler.batch_size,
             remedy="use a smaller batch_size",
         )

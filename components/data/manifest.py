@@ -1,64 +1,64 @@
-"""What an encoded set is: classes, counts, settings, and a sha256 for every file. Small, JSON, written last."""
+"""The manifest of an encoded data set: its classes, its settings, and size and sha256 of each split's `.beton` file.
+
+A small JSON file, written after everything that it lists.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.errors import UserError
+from components.files import write_json
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from components.store.objects import ObjectRef
+
+FORMAT = 2
+"""Raised when fields of the manifest change."""
 
 SplitName = Literal["train", "val"]
 
 
-class StoredFile(BaseModel):
-    """Where a `.beton` file lies and what it must be; the fields of the store's `ObjectRef`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    uri: str
-    size: int = Field(ge=1, description="bytes")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
 class SplitManifest(BaseModel):
-    """One split: its file, its number of samples, and its largest sides in pixels."""
+    """One split: the number of its images, and the `.beton` file in the object store that holds them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    object: StoredFile
-    n: int = Field(ge=1)
-    max_height: int = Field(ge=1)
-    max_width: int = Field(ge=1)
-    per_class: tuple[int, ...] = Field(description="samples of each class")
+
+    uri: str = Field(description="path or s3://bucket/key of the file")
+    size: int = Field(ge=1, description="bytes of the file")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file")
+    num_images: int = Field(ge=1)
 
     @property
-    def sha256(self) -> str:
-        """Of the file."""
-        return self.object.sha256
+    def object_ref(self) -> ObjectRef:
+        """The file as the object store names it."""
+        from components.store.objects import ObjectRef
+
+        return ObjectRef(uri=self.uri, size=self.size, sha256=self.sha256)
 
 
 class DataManifest(BaseModel):
     """An encoded data set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    format: Literal[1] = FORMAT
+
+    format: Literal[2] = FORMAT
     name: str
     classes: tuple[str, ...]
     splits: dict[SplitName, SplitManifest]
-    encode: dict[str, Any] = Field(description="the EncodeConfig it was made with")
-    notes: tuple[str, ...] = Field(default=(), description="what was decided about the source, for people")
+    encode: dict[str, Any] = Field(description="the EncodeConfig that the set was encoded with")
+    notes: tuple[str, ...] = Field(default=(), description="sentences about decisions on the source, such as a limit")
 
     @property
     def num_classes(self) -> int:
-        """How many classes the labels 0, 1, ... stand for."""
+        """Number of classes; labels are 0 to num_classes - 1."""
         return len(self.classes)
 
     def split(self, name: str) -> SplitManifest:
-        """One split by name.
+        """Returns one split by name.
 
         Raises:
             UserError: there is no such split.
@@ -72,21 +72,15 @@ class DataManifest(BaseModel):
 
 
 def write_manifest(path: Path, manifest: DataManifest) -> Path:
-    """Writes it as JSON, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    return path
+    """Writes a manifest atomically as JSON and returns its path."""
+    return write_json(path, manifest.model_dump(mode="json"))
 
 
 def read_manifest(path: Path) -> DataManifest:
-    """Reads one.
+    """Reads a manifest.
 
     Raises:
-        UserError: it is missing or is no manifest of this format.
+        UserError: the file is missing or is not a manifest of this format.
     """
     remedy = "run the encode stage again"
     try:
@@ -95,5 +89,5 @@ def read_manifest(path: Path) -> DataManifest:
         raise UserError("there is no data manifest", where=str(path), remedy=remedy) from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"damaged data manifest: {place}: {first['msg']}", where=str(path), remedy=remedy) from error
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"damaged data manifest: {field}: {first['msg']}", where=str(path), remedy=remedy) from error

@@ -1,9 +1,7 @@
 """The native engine: batches straight from the memory map, decoded by a few threads, a few batches ahead.
 
-NumPy, libjpeg-turbo, OpenCV and Pillow let go of Python's lock while they work, so threads are enough; every batch is
-cut into one piece a thread.
-
-Applies heavy augmentation to a stream of batches on the loader's threads, a few batches ahead, in order.
+NumPy, libjpeg-turbo, OpenCV and Pillow release Python's global lock while they work, so threads are enough. Every batch
+is cut into one piece per thread.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -21,86 +19,85 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from components.data.augment import Augmentation
-from components.data.beton_reader import BetonFile
-from components.data.crop import CenterCrop, RandomCrop, flips, random_boxes
+from components.data.beton_reader import BetonFile, Pixels
+from components.data.crop import CenterCrop, RandomResizedCrop, draw_flips, random_boxes
 from components.data.randomness import sample_keys
 from components.data.sampler import Indices
 
-Pixels = npt.NDArray[np.uint8]
-Stream = Generator[tuple[Pixels, Indices], None, None]
+Images = npt.NDArray[Any]
+Stream = Generator[tuple[Images, Indices], None, None]
+"""Images (B, H, W, 3) of each batch, with its indices, in order."""
 
-AHEAD = 3
-"""Batches that are decoded before they are asked for."""
+PendingBatch = tuple[Images, Indices, list[Future[None]]]
+"""A batch whose images are complete when all futures are done."""
+
+DECODED_AHEAD = 3
+"""Batches that are decoded before they are needed."""
 
 SMALLEST_PIECE = 1 << 18
-"""Output pixels that a thread takes at least: handing over fewer costs more than decoding them."""
+"""Fewest output pixels that a thread is given: handing over fewer costs more time than decoding them."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What happens to an image between the file and the batch, but for heavy augmentation."""
+    """How an image becomes a row of the batch, before heavy augmentation.
+
+    Attributes:
+        resolution: pixels of the square output.
+        seed: of crops and flips.
+        crop: random (training) or centered (evaluation).
+        hflip: probability of a horizontal flip.
+    """
 
     resolution: int
     seed: int
-    crop: RandomCrop | CenterCrop
-    flip: float
+    crop: RandomResizedCrop | CenterCrop
+    hflip: float
 
 
 class NativeEngine:
     """Decodes batches of one file.
 
     Args:
-        pool: the threads that decode; shared with whatever else the loader does.
-        threads: how many they are.
+        pool: the threads that decode; the loader shares them with augmentation.
+        num_threads: the number of threads in the pool.
     """
 
     name = "native"
 
-    def __init__(self, file: BetonFile, geometry: Geometry, pool: ThreadPoolExecutor, threads: int) -> None:
-        # OpenCV's own threads would compete with ours; it has no setting for less than the whole process.
+    def __init__(self, file: BetonFile, geometry: Geometry, pool: ThreadPoolExecutor, num_threads: int) -> None:
+        # OpenCV's own threads would compete with ours; its setting is for the whole process only.
         cv2.setNumThreads(1)
-        self.file, self.geometry, self.pool, self.threads = file, geometry, pool, threads
-        self._block = self._identity_block()
+        self.file, self.geometry, self.pool, self.num_threads = file, geometry, pool, num_threads
+        self._block = self._ready_pixels()
 
     def stream(self, batches: Sequence[Indices], epoch: int) -> Stream:
-        """The images (uint8, (B, resolution, resolution, 3)) of each batch, with its indices, in order."""
-        waiting: deque[tuple[Pixels, Indices, list[Future[None]]]] = deque()
-        rest = iter(batches)
-        try:
-            for indices in rest:
-                waiting.append(self._started(indices, epoch))
-                if len(waiting) > AHEAD:
-                    yield _finished(waiting.popleft())
-            while waiting:
-                yield _finished(waiting.popleft())
-        finally:
-            # An abandoned epoch leaves nothing running: what has not begun is cancelled, the rest awaited.
-            left = [future for _, _, futures in waiting for future in futures if not future.cancel()]
-            wait(left)
+        """Yields the images (uint8, (B, resolution, resolution, 3)) of each batch, with its indices, in order."""
+        return in_order((self._start(indices, epoch) for indices in batches), DECODED_AHEAD)
 
-    def _started(self, indices: Indices, epoch: int) -> tuple[Pixels, Indices, list[Future[None]]]:
+    def _start(self, indices: Indices, epoch: int) -> PendingBatch:
         side = self.geometry.resolution
         images = np.empty((len(indices), side, side, 3), np.uint8)
         futures = [
-            self.pool.submit(self._fill, images[piece], indices[piece], epoch) for piece in pieces(images, self.threads)
+            self.pool.submit(self._fill, images[piece], indices[piece], epoch)
+            for piece in pieces(images, self.num_threads)
         ]
         return images, indices, futures
 
     def _fill(self, out: Pixels, indices: Indices, epoch: int) -> None:
         crop = self.geometry.crop
-        if isinstance(crop, RandomCrop):
+        if isinstance(crop, RandomResizedCrop):
             self._fill_cropped(crop, out, indices, epoch)
         elif self._block is not None:
             np.take(self._block, indices, axis=0, out=out)
         else:
             for row, index in enumerate(indices.tolist()):
-                out[row] = centre(self.file.image(index), self.geometry.resolution, crop.ratio)
-        if self.geometry.flip:
-            mirrored = flips(self.geometry.seed, sample_keys(indices, epoch), self.geometry.flip)
-            out[mirrored] = out[mirrored, :, ::-1]
+                out[row] = center_crop(self.file.image(index), self.geometry.resolution, crop.crop_pct)
+        if self.geometry.hflip:
+            flipped = draw_flips(self.geometry.seed, sample_keys(indices, epoch), self.geometry.hflip)
+            out[flipped] = out[flipped, :, ::-1]
 
-    def _fill_cropped(self, crop: RandomCrop, out: Pixels, indices: Indices, epoch: int) -> None:
+    def _fill_cropped(self, crop: RandomResizedCrop, out: Pixels, indices: Indices, epoch: int) -> None:
         file, size = self.file, (self.geometry.resolution, self.geometry.resolution)
         keys = sample_keys(indices, epoch)
         boxes = random_boxes(crop, self.geometry.seed, keys, file.heights[indices], file.widths[indices]).tolist()
@@ -108,18 +105,21 @@ class NativeEngine:
             part = file.image(index)[top : top + height, left : left + width]
             out[row] = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
 
-    def _identity_block(self) -> Pixels | None:
-        """All pixels as one array where nothing has to be cropped or resized."""
+    def _ready_pixels(self) -> Pixels | None:
+        """Returns all pixels as one array if no image needs cropping or resizing."""
         crop, side = self.geometry.crop, self.geometry.resolution
-        if isinstance(crop, RandomCrop) or crop.ratio != 1.0:
+        if isinstance(crop, RandomResizedCrop) or crop.crop_pct != 1.0:
             return None
         block = self.file.uniform_pixels()
         return block if block is not None and block.shape[1:3] == (side, side) else None
 
 
-def centre(pixels: Pixels, resolution: int, ratio: float) -> Pixels:
-    """Shorter side to floor(resolution / ratio), bicubic with antialiasing, then the middle (as timm evaluates)."""
-    target = math.floor(resolution / ratio)
+def center_crop(pixels: Pixels, resolution: int, crop_pct: float) -> Pixels:
+    """Resizes the shorter side to floor(resolution / crop_pct), bicubic with antialiasing, and cuts out the centre.
+
+    The same as timm's and torchvision's evaluation transform; uint8 (resolution, resolution, 3).
+    """
+    target = math.floor(resolution / crop_pct)
     height, width = pixels.shape[:2]
     if min(height, width) != target:
         long = int(target * max(height, width) / min(height, width))
@@ -130,54 +130,31 @@ def centre(pixels: Pixels, resolution: int, ratio: float) -> Pixels:
     return pixels[top : top + resolution, left : left + resolution]
 
 
-def pieces(images: npt.NDArray[Any], threads: int) -> list[slice]:
-    """The rows of (B, H, W, C) images as at most `threads` slices of at least `SMALLEST_PIECE` pixels."""
+def pieces(images: Images, num_threads: int) -> list[slice]:
+    """Cuts (B, H, W, C) images into at most `num_threads` slices of rows, of at least `SMALLEST_PIECE` pixels each."""
     count, height, width = images.shape[:3]
-    parts = max(1, min(threads, count * height * width // SMALLEST_PIECE))
+    parts = max(1, min(num_threads, count * height * width // SMALLEST_PIECE))
     edges = [count * part // parts for part in range(parts + 1)]
     return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
 
-def _finished(batch: tuple[Pixels, Indices, list[Future[None]]]) -> tuple[Pixels, Indices]:
+def in_order(started: Iterable[PendingBatch], ahead: int) -> Stream:
+    """Yields batches in order as they are finished; starts each one `ahead` batches before it is needed."""
+    waiting: deque[PendingBatch] = deque()
+    try:
+        for batch in started:
+            waiting.append(batch)
+            if len(waiting) > ahead:
+                yield _finish(waiting.popleft())
+        while waiting:
+            yield _finish(waiting.popleft())
+    finally:
+        # An abandoned epoch leaves nothing running: work that has not begun is cancelled, the rest is awaited.
+        wait([future for _, _, futures in waiting for future in futures if not future.cancel()])
+
+
+def _finish(batch: PendingBatch) -> tuple[Images, Indices]:
     images, indices, futures = batch
     for future in futures:
         future.result()
     return images, indices
-
-
-# MERGED
-
-Images = npt.NDArray[Any]
-
-AUGMENTED_AHEAD = 2
-"""Batches that are augmented before they are asked for."""
-
-
-def augmented(
-    stream: Stream, augment: Augmentation | None, epoch: int, pool: ThreadPoolExecutor, threads: int
-) -> Generator[tuple[Images, Indices], None, None]:
-    """The batches of `stream` after `augment` (unchanged when None)."""
-    if augment is None:
-        yield from stream
-        return
-    waiting: deque[tuple[Images, Indices, list[Future[None]]]] = deque()
-    try:
-        for images, indices in stream:
-            waiting.append(_started(images, indices, augment, epoch, pool, threads))
-            if len(waiting) > AUGMENTED_AHEAD:
-                yield _finished(waiting.popleft())
-        while waiting:
-            yield _finished(waiting.popleft())
-    finally:
-        wait([future for _, _, futures in waiting for future in futures if not future.cancel()])
-
-
-def _started(
-    images: Images, indices: Indices, augment: Augmentation, epoch: int, pool: ThreadPoolExecutor, threads: int
-) -> tuple[Images, Indices, list[Future[None]]]:
-    out = np.empty(images.shape, augment.dtype)
-    keys = sample_keys(indices, epoch)
-    futures = [
-        pool.submit(augment.fill_batch, out[piece], images[piece], keys[piece]) for piece in pieces(images, threads)
-    ]
-    return out, indices, futures

@@ -1,7 +1,9 @@
-"""RandAugment `rand-m9-mstd0.5-inc1` as timm 1.0.31 defines it, with randomness that is a function of the sample.
+"""RandAugment `rand-m9-mstd0.5-inc1` as timm 1.0.31 defines it, with random numbers that are functions of the sample.
 
 Two operations of fifteen are drawn with replacement; each is applied with probability 0.5 at a magnitude drawn from
-N(9, 0.5), cut to [0, 10]. "Increasing" means that every operation changes the image more at a larger magnitude.
+N(9, 0.5), cut to [0, 10]. "Increasing" means that every operation changes the image more at a larger magnitude. The
+operations are written here because timm's draw their random numbers from Python's global generator, so that an image
+would depend on how many were augmented before it; a test compares every operation with timm's.
 Source: Cubuk et al., "RandAugment" (2020); ranges and resampling as in timm's `auto_augment.py`.
 """
 
@@ -23,7 +25,7 @@ MAGNITUDE_STD = 0.5
 LARGEST_MAGNITUDE = 10.0
 
 DRAWS = 5 * LAYERS
-"""Random numbers that one image uses."""
+"""Number of random numbers that one image uses."""
 
 Colour = tuple[int, int, int]
 
@@ -47,12 +49,12 @@ def _solarize_add(image: Image.Image, add: int) -> Image.Image:
 
 
 def _posterize(image: Image.Image, bits: int) -> Image.Image:
-    """Keeps the upper bits; none at magnitude 10, which Pillow 13 refuses (and timm with it) but earlier ones drew."""
+    """Keeps the upper bits; none at magnitude 10, which Pillow 13 (and so timm) refuses and earlier versions drew."""
     return image.point([value & ~((1 << (8 - bits)) - 1) for value in range(256)] * 3)
 
 
-def _enhanced(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Callable[..., Image.Image]:
-    """A factor that moves away from 1 (no change), in either direction, to 0.1 or 1.9."""
+def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Callable[..., Image.Image]:
+    """Returns an operation whose factor moves away from 1 (no change) to 0.1 or 1.9, by the sign."""
 
     def apply(image: Image.Image, level: float, sign: int, fill: Colour) -> Image.Image:
         return kind(image).enhance(max(0.1, 1.0 + sign * level * 0.9))
@@ -70,10 +72,10 @@ OPERATIONS: dict[str, Callable[[Image.Image, float, int, Colour], Image.Image]] 
     "PosterizeIncreasing": lambda image, level, sign, fill: _posterize(image, 4 - int(level * 4)),
     "SolarizeIncreasing": lambda image, level, sign, fill: ImageOps.solarize(image, 256 - min(256, int(level * 256))),
     "SolarizeAdd": lambda image, level, sign, fill: _solarize_add(image, min(128, int(level * 110))),
-    "ColorIncreasing": _enhanced(ImageEnhance.Color),
-    "ContrastIncreasing": _enhanced(ImageEnhance.Contrast),
-    "BrightnessIncreasing": _enhanced(ImageEnhance.Brightness),
-    "SharpnessIncreasing": _enhanced(ImageEnhance.Sharpness),
+    "ColorIncreasing": _enhance(ImageEnhance.Color),
+    "ContrastIncreasing": _enhance(ImageEnhance.Contrast),
+    "BrightnessIncreasing": _enhance(ImageEnhance.Brightness),
+    "SharpnessIncreasing": _enhance(ImageEnhance.Sharpness),
     "ShearX": lambda image, level, sign, fill: _affine(image, fill, (1, sign * level * 0.3, 0, 0, 1, 0)),
     "ShearY": lambda image, level, sign, fill: _affine(image, fill, (1, 0, 0, sign * level * 0.3, 1, 0)),
     "TranslateXRel": lambda image, level, sign, fill: _affine(
@@ -83,13 +85,13 @@ OPERATIONS: dict[str, Callable[[Image.Image, float, int, Colour], Image.Image]] 
         image, fill, (1, 0, 0, 0, 1, sign * level * 0.45 * image.height)
     ),
 }
-"""Name -> operation(image, level in [0, 1], sign, fill colour)."""
+"""Name -> operation(image, level in [0, 1], sign, fill colour), in timm's order."""
 
 _NAMES = list(OPERATIONS)
 
 
-def drawn_steps(bits: U64) -> list[list[Step]]:
-    """The operations of each image, from (n, DRAWS) random numbers."""
+def draw_steps(bits: U64) -> list[list[Step]]:
+    """Chooses the operations of each image from (n, DRAWS) random bits."""
     layers = bits.reshape(len(bits), LAYERS, 5)
     chosen, applied = below(layers[:, :, 0], len(_NAMES)), unit(layers[:, :, 1]) < PROBABILITY
     magnitude = np.clip(MAGNITUDE + MAGNITUDE_STD * _normal(layers[:, :, 2], layers[:, :, 3]), 0, LARGEST_MAGNITUDE)
@@ -104,7 +106,7 @@ def drawn_steps(bits: U64) -> list[list[Step]]:
 
 
 def apply_steps(pixels: npt.NDArray[np.uint8], steps: list[Step], fill: Colour) -> npt.NDArray[np.uint8]:
-    """An image (height, width, 3) after the operations; what comes in from outside it has the colour `fill`."""
+    """Applies operations to an image, uint8 (height, width, 3); areas from outside it get the colour `fill`."""
     if not steps:
         return pixels
     image = Image.fromarray(pixels)
@@ -114,6 +116,6 @@ def apply_steps(pixels: npt.NDArray[np.uint8], steps: list[Step], fill: Colour) 
 
 
 def _normal(first: U64, second: U64) -> npt.NDArray[np.float64]:
-    """Box and Muller's normal numbers from two uniform ones."""
+    """Turns two uniform numbers into a normal one, by Box and Muller."""
     radius = np.sqrt(-2.0 * np.log(1.0 - unit(first)))
     return radius * np.cos(2.0 * np.pi * unit(second))

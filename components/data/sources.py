@@ -1,11 +1,9 @@
-"""Finds the images of a source: its classes, its splits, and what was decided about them.
+"""Finds the images of a source: its classes, its splits, and notes on decisions such as a split.
 
-Every source becomes a folder in ImageNet layout first (`train/<class>/*`, `val/<class>/*`): a built-in set is drawn
-into one, an archive unpacked, an `s3://` prefix downloaded.
+Every source is first turned into a folder in ImageNet layout (`train/<class>/*`, `val/<class>/*`): a built-in set is
+drawn into one, an archive is unpacked, an `s3://` prefix is downloaded.
 
-Unpacks a tar archive of images, refusing members that would land outside the target folder.
-
-Which images of a set are held out or kept: seeded, even over the classes, the same on every machine.
+To add a kind of source, extend `_local_folder` here and `source_digest` in `components.data.config`.
 """
 
 from __future__ import annotations
@@ -19,26 +17,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.data.config import BUILT_IN, S3, TAR_ENDINGS, EncodeConfig
-from components.data.encode_image import ImageItem
-from components.data.split import held_out, limited
+from components.data.encode import ImageItem
+from components.data.sampler import held_out_positions, limited_positions
 from components.errors import UserError, nearest
 from components.files import no_space_as_user_error
 
-# MERGED
-# MERGED
-
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
-"""Endings of image files, in lower or upper case; other files are passed over."""
+"""Endings of image files, in lower or upper case; other files are ignored."""
 
 FetchPrefix = Callable[[str, Path], Path]
+"""Downloads an `s3://` prefix into a folder and returns the folder that holds its files."""
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The images of a set, ready to be encoded.
+    """The images of a data set, ready to be encoded.
 
-    `splits` maps `train` and `val` to images ordered by class and file name; `notes` are sentences for people about
-    what was decided here (a split that was made, a limit).
+    Attributes:
+        name: name of the data set in tables.
+        classes: class names; the label of a class is its index.
+        splits: `train` and `val`, each ordered by class and file name.
+        notes: sentences for people about decisions made here (a split, a limit).
     """
 
     name: str
@@ -51,43 +50,43 @@ def open_source(config: EncodeConfig, work: Path, *, fetch_prefix: FetchPrefix |
     """Finds the images that `config` names.
 
     Args:
-        work: a folder for what has to be drawn, unpacked or downloaded; what is complete there is used again.
-        fetch_prefix: downloads an `s3://` prefix into a folder; `components.store.objects.fetch_prefix`.
+        work: a folder for drawn, unpacked or downloaded images; complete ones from an earlier call are used again.
+        fetch_prefix: `components.store.objects.fetch_prefix`; needed for an `s3://` source only.
 
     Raises:
-        UserError: there is no such source, a class has no images, or val has a class that train has not.
+        UserError: there is no such source, a class has no images, or val has a class that train lacks.
     """
-    root = _folder(config, work, fetch_prefix)
-    classes, splits, notes = _listed(root, config)
-    for split, limit in (("train", config.limit_train), ("val", config.limit_val)):
+    root = _local_folder(config, work, fetch_prefix)
+    classes, splits, notes = _list_images(root, config)
+    for split, limit in (("train", config.max_train_images), ("val", config.max_val_images)):
         if limit is not None and limit < len(splits[split]):
             notes.append(f"{split} was limited to {limit} of {len(splits[split])} images (seed {config.seed})")
-            kept = limited([item.label for item in splits[split]], limit, config.seed)
+            kept = limited_positions([item.label for item in splits[split]], limit, config.seed)
             splits[split] = [splits[split][position] for position in kept]
     return ImageSource(config.dataset, classes, splits, tuple(notes))
 
 
-def _folder(config: EncodeConfig, work: Path, fetch_prefix: FetchPrefix | None) -> Path:
+def _local_folder(config: EncodeConfig, work: Path, fetch_prefix: FetchPrefix | None) -> Path:
     if config.source in BUILT_IN:
-        return _complete(work / "drawn", lambda part: _draw(config.source, part))
+        return _fill_once(work / "drawn", lambda part: _draw(config.source, part))
     if config.source.startswith(S3):
         assert fetch_prefix is not None, "an s3:// source needs the store's fetch_prefix"
         return _layout_root(fetch_prefix(config.source, work / "fetched"), config.source)
     root = Path(config.source).expanduser()
     if root.is_file() and root.name.endswith(TAR_ENDINGS):
-        return _layout_root(_complete(work / "unpacked", lambda part: unpack(root, part)), config.source)
+        return _layout_root(_fill_once(work / "unpacked", lambda part: unpack(root, part)), config.source)
     if not root.is_dir():
         raise UserError(
             "there is no such folder, archive or built-in set" + nearest(config.source, BUILT_IN),
             where="source",
             value=config.source,
-            remedy=f"name an existing folder or .tar, an s3:// address, or one of: {', '.join(sorted(BUILT_IN))}",
+            remedy=f"name an existing folder or archive, an s3:// address, or one of: {', '.join(sorted(BUILT_IN))}",
         )
     return _layout_root(root, config.source)
 
 
-def _complete(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `fill` unless it was before; it gets its name only when it is complete."""
+def _fill_once(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """Fills `folder` by `fill` unless an earlier call did; the folder gets its name only when it is complete."""
     if not folder.is_dir():
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
@@ -98,21 +97,19 @@ def _complete(folder: Path, fill: Callable[[Path], None]) -> Path:
 
 
 def _draw(name: str, folder: Path) -> None:
-    """Writes a built-in set as PNGs in ImageNet layout."""
+    """Writes a built-in set as PNG files in ImageNet layout."""
     from PIL import Image
 
     from components.data import builtin
 
-    for index, (split, label, pixels) in enumerate(
-        {"digits": builtin.draw_digits, "shapes": builtin.draw_shapes}[name]()
-    ):
+    for index, (split, label, pixels) in enumerate(builtin.DRAW[name]()):
         path = folder / split / label / f"{index:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path, compress_level=1)
 
 
 def _layout_root(root: Path, source: str) -> Path:
-    """The folder that holds `train/`: `root` itself, or the only folder in it."""
+    """Returns the folder that holds `train/`: `root` itself, or the only folder in it."""
     inside = [item for item in root.iterdir() if item.is_dir() and not item.name.startswith(".")]
     for candidate in (root, *(inside if len(inside) == 1 else ())):
         if (candidate / "train").is_dir():
@@ -125,7 +122,7 @@ def _layout_root(root: Path, source: str) -> Path:
     )
 
 
-def _listed(root: Path, config: EncodeConfig) -> tuple[tuple[str, ...], dict[str, list[ImageItem]], list[str]]:
+def _list_images(root: Path, config: EncodeConfig) -> tuple[tuple[str, ...], dict[str, list[ImageItem]], list[str]]:
     classes = _class_names(root / "train")
     numbers = {name: number for number, name in enumerate(classes)}
     train = _images(root / "train", numbers)
@@ -133,12 +130,12 @@ def _listed(root: Path, config: EncodeConfig) -> tuple[tuple[str, ...], dict[str
         unknown = [name for name in _class_names(root / "val") if name not in numbers]
         if unknown:
             raise UserError(
-                f"val has a class that train has not{nearest(unknown[0], classes)}",
+                f"val has a class that train lacks{nearest(unknown[0], classes)}",
                 where=str(root / "val" / unknown[0]),
                 remedy="give train and val the same class folders",
             )
         return classes, {"train": train, "val": _images(root / "val", numbers)}, []
-    chosen = held_out([item.label for item in train], config.val_fraction, config.seed)
+    chosen = held_out_positions([item.label for item in train], config.val_fraction, config.seed)
     splits = {
         "train": [item for position, item in enumerate(train) if position not in chosen],
         "val": [train[position] for position in sorted(chosen)],
@@ -160,7 +157,7 @@ def _images(split: Path, numbers: dict[str, int]) -> list[ImageItem]:
     items: list[ImageItem] = []
     for name in _class_names(split):
         files = sorted(path for path in (split / name).iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
-        # AppleDouble and other hidden files carry an image's ending and are none.
+        # AppleDouble and other hidden files have an image's ending but hold no image.
         files = [path for path in files if not path.name.startswith(".") and path.is_file()]
         if not files:
             known = " ".join(sorted(IMAGE_ENDINGS))
@@ -172,10 +169,12 @@ def _images(split: Path, numbers: dict[str, int]) -> list[ImageItem]:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Extracts the regular files of `archive` into `folder` (Python's `data` filter: no links out, no devices).
+    """Extracts the regular files of a tar archive into a folder, by Python's `data` filter.
+
+    The filter refuses links and members that would end up outside the folder, and devices.
 
     Raises:
-        UserError: it is no whole tar archive, it holds an unsafe member, or no space is left.
+        UserError: it is not a complete tar archive, it holds an unsafe member, or no space is left.
     """
     try:
         with no_space_as_user_error(folder), tarfile.open(archive) as tar:
@@ -186,5 +185,5 @@ def unpack(archive: Path, folder: Path) -> None:
         ) from error
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
-            f"this is no whole tar archive ({error})", where=str(archive), remedy="fetch or pack it again"
+            f"this is not a complete tar archive ({error})", where=str(archive), remedy="download or pack it again"
         ) from error

@@ -16,10 +16,10 @@ from PIL import Image
 
 from components.evaluate.images import ImageSet
 from components.evaluate.outcomes import Outcome, Shown
-from components.stage_records import GalleryEntry
+from components.stage_records import GALLERY_INDEX, GalleryEntry
 from components.threats import ATTACKS
 
-INDEX = "gallery.json"
+INDEX = Path(GALLERY_INDEX).name
 
 
 def choose(outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, Shown]]:
@@ -32,7 +32,7 @@ def choose(outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, Shown
 def write(
     folder: Path, outcomes: Sequence[Outcome], images: ImageSet, classes: Sequence[str], count: int
 ) -> list[GalleryEntry]:
-    """Writes PNG files and `gallery.json`, a list with one entry per image; returns that list."""
+    """Writes PNG files and `gallery.json`, a list with one entry for each image; returns that list."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = [
         _entry(folder, number, outcome, shown, images, classes)
@@ -64,9 +64,9 @@ def _entry(
     return GalleryEntry(
         **files,
         index=int(images.indices[shown.position]),
-        label=_class_name(classes, int(images.labels[shown.position])),
-        clean_prediction=_class_name(classes, shown.clean_prediction),
-        adversarial_prediction=_class_name(classes, shown.prediction),
+        label=_named(classes, int(images.labels[shown.position])),
+        clean_prediction=_named(classes, shown.clean_prediction),
+        adversarial_prediction=_named(classes, shown.prediction),
         norm=outcome.threat.norm,
         eps=outcome.threat.eps,
         attack=ATTACKS[outcome.threat.attack].title,
@@ -77,5 +77,5 @@ def _entry(
     )
 
 
-def _class_name(classes: Sequence[str], label: int) -> str:
+def _named(classes: Sequence[str], label: int) -> str:
     return classes[label] if label < len(classes) else str(label)

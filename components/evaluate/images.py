@@ -33,12 +33,14 @@ class ImageSet:
         labels: (n,) int64.
         pixels: resolution -> (n, R, R, 3) uint8.
         digest: sha256 over the split's file and the indices: equal digests, equal images.
+        jpeg_decoder: the decoder of the pixels (`Loader.jpeg_decoder`).
     """
 
     indices: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     pixels: dict[int, npt.NDArray[np.uint8]]
     digest: str
+    jpeg_decoder: str
 
     @property
     def n(self) -> int:
@@ -83,12 +85,12 @@ def load(
         UserError: no such split, or a damaged file.
     """
     described = manifest.split(split)
-    indices = choose(described.n, n, seed)
+    indices = choose(described.num_images, n, seed)
     pixels: dict[int, npt.NDArray[np.uint8]] = {}
-    labels = np.empty(0, np.int64)
+    labels, jpeg_decoder = np.empty(0, np.int64), "none"
     for resolution in resolutions:
-        pixels[resolution], labels = _read(manifest, split, objects, indices, resolution, crop_ratio)
-    return ImageSet(indices, labels, pixels, image_set_digest(described.sha256, indices))
+        pixels[resolution], labels, jpeg_decoder = _read(manifest, split, objects, indices, resolution, crop_ratio)
+    return ImageSet(indices, labels, pixels, image_set_digest(described.sha256, indices), jpeg_decoder)
 
 
 def _read(
@@ -98,7 +100,7 @@ def _read(
     indices: npt.NDArray[np.int64],
     resolution: int,
     crop_ratio: float,
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], str]:
     loader = open_loader(
         manifest,
         split,
@@ -108,11 +110,11 @@ def _read(
         resolution=resolution,
         seed=0,
         train=False,
-        threads=2,
+        num_threads=2,
         indices=indices,
         order="sequential",
         crop=CenterCrop(crop_ratio),
-        flip=0.0,
+        hflip=0.0,
         drop_last=False,
     )
     images, labels, rows = [], [], []
@@ -128,4 +130,4 @@ def _read(
     # The loader may sort the rows; the order of the choice is what makes a prefix a prefix.
     place = {int(row): position for position, row in enumerate(found)}
     order = np.array([place[int(row)] for row in indices])
-    return np.concatenate(images)[order], np.concatenate(labels)[order].astype(np.int64)
+    return np.concatenate(images)[order], np.concatenate(labels)[order].astype(np.int64), loader.jpeg_decoder

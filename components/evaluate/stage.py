@@ -22,9 +22,8 @@ from components.evaluate.images import ImageSet
 from components.evaluate.outcomes import Outcome, implied_outcomes, join_units
 from components.evaluate.results import Subject
 from components.evaluate.work_units import Workload
-from components.models.card import ModelCard
 from components.models.resolution import set_resolution
-from components.models.weights import build_from_card, read_card, read_card_document
+from components.models.weights import ModelCard, build_from_card, read_card, read_card_document
 from components.result_rows import RESULTS, VERDICTS, EvaluationResults
 from components.stage_records import SPECTRA
 
@@ -121,7 +120,14 @@ def _attack(
     )
     folder = job.run.workdir / "attack"
     work_units.write(folder, work, chosen.pixels, chosen.labels)
-    job.run.log_params({"images_digest": chosen.digest, "images": chosen.n, "device": executor.device})
+    job.run.log_params(
+        {
+            "images_digest": chosen.digest,
+            "images": chosen.n,
+            "device": executor.device,
+            "jpeg_decoder": chosen.jpeg_decoder,
+        }
+    )
     return join_units(
         work, executor.run(folder, job.inputs["model"].path("model"), work, EvaluationProgress(job, work))
     )

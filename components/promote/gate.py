@@ -16,7 +16,7 @@ from components.promote.config import ANY, PromoteConfig
 from components.result_rows import EvaluationResults, Interval, ResultRow, Verdicts
 from components.statistics import PairedDifference, paired_difference
 from components.threats import STANDARD, attack_order, is_upper_bound, radius_text, same_radius, threat_text
-from components.wording import percent, points
+from components.wording import paired_evidence, percent, points
 
 
 class JudgedResult(BaseModel):
@@ -195,8 +195,8 @@ def _relative(
     found = [
         (
             gained > 0 and gained >= asked - 1e-6,
-            f"robust accuracy {points(gain)} points against the champion's {percent(champion.robust_accuracy)}; "
-            f"more than 0 and at least {points(rules.min_robust_gain)} points is asked for",
+            f"robust accuracy {points(gain)} points against the champion's {percent(champion.robust_accuracy)}; more "
+            f"than 0 and at least {points(rules.min_robust_gain)} points is asked for",
         ),
         (
             round(drop * challenger.n) <= rules.max_clean_drop * challenger.n + 1e-6,
@@ -205,10 +205,9 @@ def _relative(
         ),
     ]
     if rules.significant:
-        known = difference is not None
-        low, high = difference.interval if difference else (float("nan"), float("nan"))
-        words = f"is between {points(low)} and {points(high)} points" if known else "is not known image by image"
-        found.append((known and low > 0, f"the paired difference {words} (95 %); above 0 is asked for"))
+        words = paired_evidence(difference) if difference else "not known image by image"
+        above_zero = difference is not None and difference.interval[0] > 0
+        found.append((above_zero, f"paired difference to the champion: {words}; an interval above 0 is asked for"))
     return found
 
 

@@ -23,7 +23,7 @@ from components.report.headline import Headline, find_headline
 from components.report.model_pairs import config_differences, radius_gains, stem_pairs
 from components.report.paper import against_paper, published_results
 from components.report.spectra import WHITE_NOISE_SHARE, spectrum_charts, spectrum_rows
-from components.stage_records import GalleryEntry
+from components.stage_records import GalleryEntry, MonitorEvent, monitor_events
 from components.statistics import Z95
 from components.threats import ATTACKS, STANDARD
 from components.wording import NBSP, count, listed, sample_size
@@ -198,20 +198,16 @@ def _paper(data: ReportData) -> dict[str, Any]:
 
 _ACTIONS = {
     "warn": "The recipe says to warn, so training continued.",
-    "back": "Training was rolled back to its last good validation, with {lr_scale:g} of the learning rate.",
+    "rollback": "Training was rolled back to its last good validation, with {lr_scale:g} of the learning rate.",
 }
 
 
 def training_warnings(stages: Sequence[ReportStage]) -> list[tuple[str, str]]:
     """(stage, sentence) for each failure signature that a training recorded, in the stages' order."""
-    return [
-        (stage.name, _warning(event))
-        for stage in stages
-        for event in (stage.result.get("health") or {}).get("events", [])
-    ]
+    return [(stage.name, _warning(event)) for stage in stages for event in monitor_events(stage.result)]
 
 
-def _warning(event: Mapping[str, Any]) -> str:
+def _warning(event: MonitorEvent) -> str:
     action = _ACTIONS.get(event["action"], "").format(lr_scale=event["lr_scale"])
     return f"epoch {event['epoch']}: {event['sentence']}. {action}".rstrip()
 

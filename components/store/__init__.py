@@ -1,1 +1,1 @@
-"""Where bytes and facts live: MLflow runs, the model registry, and the object store for large files."""
+"""Tracking in MLflow, the model registry, the object store for large files, and the execution of one stage."""

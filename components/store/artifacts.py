@@ -1,7 +1,6 @@
-"""The artifact folder of one MLflow run: save, fetch, list, and the manifest that says what must be in it.
+"""The artifacts of one MLflow run: save, fetch, list, and the manifest of a stage's outputs.
 
-Reading goes straight to the files where the artifact location is a local folder, and through a verified download cache
-where it is not.
+If the artifact location is a local folder, files are read in place; otherwise they are downloaded into a cache.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from components.files import FileDigest, digest_file, files_below, mismatch, write_json
+from components.files import FileDigest, digest_file, files_below, mismatch, sha256_file, write_json
 
 MANIFEST = "manifest-of-outputs.json"
-"""Artifact that lists every output of a complete stage with size and sha256."""
+"""Artifact that lists every output of a complete stage with its size and sha256."""
 
 
 class Artifacts:
@@ -23,7 +22,7 @@ class Artifacts:
     Args:
         client: an `MlflowClient`.
         uri: the run's artifact URI.
-        cache: local folder for downloads; only used when `uri` is remote.
+        cache: local folder for downloads; used only if `uri` is remote.
     """
 
     def __init__(self, client: Any, run_id: str, uri: str, cache: Path) -> None:
@@ -31,7 +30,7 @@ class Artifacts:
         self.folder = _local_folder(uri)
 
     def save(self, local: Path, artifact: str) -> dict[str, FileDigest]:
-        """Uploads a file or folder so that it is `artifact`; returns the digests of the files by artifact path."""
+        """Uploads a file or folder as `artifact`, and returns the digests of its files by artifact path."""
         parent, _, name = artifact.rpartition("/")
         digests = {}
         if local.is_dir():
@@ -55,7 +54,7 @@ class Artifacts:
             staged.unlink()
 
     def fetch(self, artifact: str) -> Path | None:
-        """A local path of the artifact (file or folder) as it stands now, unverified; None when absent."""
+        """Returns a local path of an artifact (file or folder), unverified; None if it does not exist."""
         if self.folder is not None:
             path = self.folder / artifact
             return path if path.exists() else None
@@ -70,46 +69,48 @@ class Artifacts:
         return any(item.path == artifact for item in self.client.list_artifacts(self.run_id, parent or None))
 
     def list(self, artifact: str = "") -> list[str]:
-        """Paths of the entries directly below a folder, sorted."""
+        """Returns the paths of the entries directly below a folder, sorted."""
         return sorted(item.path for item in self.client.list_artifacts(self.run_id, artifact or None))
 
     def read_json(self, artifact: str) -> Any:
-        """The artifact parsed as JSON; None when absent."""
+        """Returns an artifact parsed as JSON; None if it does not exist."""
         path = self.fetch(artifact)
         return json.loads(path.read_text()) if path else None
 
     def write_manifest(self, files: dict[str, FileDigest], scratch: Path) -> str:
-        """Uploads the manifest and returns its sha256."""
+        """Writes and uploads the manifest, and returns its sha256."""
         path = write_json(scratch / MANIFEST, {name: list(digest) for name, digest in files.items()})
         self.save(path, MANIFEST)
-        return digest_file(path).sha256
+        return sha256_file(path)
 
     def manifest(self) -> dict[str, FileDigest]:
-        """What the manifest says; empty where there is none."""
+        """Returns the digests in the manifest by artifact path; empty if there is no manifest."""
         return {name: FileDigest(*digest) for name, digest in (self.read_json(MANIFEST) or {}).items()}
 
     def manifest_problem(self, sha256: str, *, deep: bool) -> str:
-        """Why the outputs are not what the stage left behind; an empty string when they are.
+        """Returns why the outputs are not the ones that the stage wrote; an empty string if they are.
+
+        The files themselves are compared only in a local folder; a download is verified when it is read.
 
         Args:
-            sha256: of the manifest, as the run's tag says.
-            deep: compare digests too, not only sizes. Only done for local folders; a download is always verified.
+            sha256: the manifest's sha256 from the run's tag.
+            deep: compare the files' sha256 too, not only their sizes.
         """
         path = self.fetch(MANIFEST)
         if path is None:
             return "its manifest is missing"
-        if digest_file(path).sha256 != sha256:
+        if sha256_file(path) != sha256:
             return "its manifest has been changed"
         if self.folder is None:
             return ""
         for name, expected in self.manifest().items():
-            problem = _shallow(self.folder / name, expected) or (deep and mismatch(self.folder / name, expected))
+            problem = _size_mismatch(self.folder / name, expected) or (deep and mismatch(self.folder / name, expected))
             if problem:
                 return f"its output {name} {problem}"
         return ""
 
 
-def _shallow(path: Path, expected: FileDigest) -> str:
+def _size_mismatch(path: Path, expected: FileDigest) -> str:
     if not path.is_file():
         return "is missing"
     return "" if path.stat().st_size == expected.size else "has another size than its manifest says"

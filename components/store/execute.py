@@ -1,15 +1,15 @@
-"""What a stage is given: its specification, its finished parents, its MLflow run, and the object store.
+"""Runs one stage from its specification, in the same way on this machine and in a RayJob.
 
-The same code runs a stage here and in a RayJob: `execute(spec, run)` does the stage's work, writes the manifest and,
-last of all, marks the run complete.
+`execute(spec, storage, stage)` calls the stage's function with a `StageJob`, writes the manifest of its outputs and,
+last of all, marks the MLflow run complete.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -20,20 +20,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import EXIT_STATUS, Terminated, UserError
+from components.files import no_space_as_user_error
+from components.process import set_up_logging
 from components.store.settings import StorageSettings
 from components.store.spec import StageSpec
 
 if TYPE_CHECKING:
     from components.store.objects import ObjectStore
-    from components.store.tracking import StageInput, StageRun
+    from components.store.run import StageInput, StageRun
 
 SPEC_VARIABLE = "ROBUSTRAIN_SPEC"
 HEARTBEAT_SECONDS = 30.0
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class StageJob:
-    """Everything a stage's `run(job)` may touch."""
+    """Everything that a stage's function works with.
+
+    Attributes:
+        inputs: finished parents by role.
+        run: the MLflow run that the stage writes to.
+        objects: the store of large files.
+    """
 
     spec: StageSpec
     inputs: dict[str, StageInput]
@@ -42,27 +52,29 @@ class StageJob:
 
 
 StageFunction = Callable[[StageJob], dict[str, Any]]
+"""The work of a stage; returns its small result."""
 
 
 def execute(spec: StageSpec, storage: StorageSettings, stage: StageFunction) -> dict[str, Any]:
-    """Runs one stage into its MLflow run and marks that run complete, in this process.
+    """Runs one stage in this process into its MLflow run, marks the run complete and returns the stage's result.
 
     Raises:
-        UserError: as the stage raises it; the run is marked failed with the cause first.
+        UserError: as the stage raises it, or no space is left. The cause is recorded in the run first, which is marked
+            failed; the same holds for every other exception.
     """
     from components.store.objects import ObjectStore
     from components.store.tracking import Tracking
 
     tracking = Tracking(storage)
     if tracking.is_complete(spec.run_id):
-        # Between the decision and the claim on the work another pipeline's job has finished this very run.
-        print(f"{spec.name}: run {spec.run_id} is complete already")
+        # Another pipeline's job has finished this very run after it was found interrupted and before we got the lock.
+        _log.info("%s: run %s is complete already", spec.name, spec.run_id)
         return tracking.result_of(spec.run_id)
     run = tracking.attach(spec)
     inputs = {role: tracking.finished(parent, role) for role, parent in spec.parents.items()}
     job = StageJob(spec, inputs, run, ObjectStore(storage.objects_uri, storage.cache))
     try:
-        with _heart(run), _terminable(), _space_said(storage.home):
+        with _heartbeat(run), _sigterm_as_exception(), no_space_as_user_error(storage.home):
             result = stage(job)
             run.finish(result, job.objects.stored)
     except BaseException as error:
@@ -72,19 +84,7 @@ def execute(spec: StageSpec, storage: StorageSettings, stage: StageFunction) -> 
 
 
 @contextlib.contextmanager
-def _space_said(home: Path) -> Iterator[None]:
-    """Says that a disk is full as something the person can mend, wherever in a stage it happened."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        remedy = "free some space, or set ROBUSTRAIN_HOME to another disk; complete stages are kept"
-        raise UserError("no space is left", where=str(error.filename or home), remedy=remedy) from error
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def _sigterm_as_exception() -> Iterator[None]:
     """Turns SIGTERM into `Terminated`, so that `finally` blocks run and a checkpoint can be taken."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -101,8 +101,8 @@ def _terminable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _heart(run: StageRun) -> Iterator[None]:
-    """Beats while the stage works, so that others can tell a living run from a dead one."""
+def _heartbeat(run: StageRun) -> Iterator[None]:
+    """Sends heartbeats while the stage works, so that a living run can be told from a dead one."""
     stop = threading.Event()
 
     def beat() -> None:
@@ -119,14 +119,18 @@ def _heart(run: StageRun) -> Iterator[None]:
 
 
 def main(stage: StageFunction) -> None:
-    """`python -m components.<room> --spec spec.json`: what a RayJob runs. Without --spec, `ROBUSTRAIN_SPEC` is read."""
+    """Entry point of `python -m components.<stage> --spec FILE`, which a RayJob runs; prints the result as JSON.
+
+    Without --spec the specification is read from the variable `ROBUSTRAIN_SPEC`.
+    """
     parser = argparse.ArgumentParser(description="Run one stage from its specification.")
-    parser.add_argument("--spec", type=Path, help="JSON file; default: the text in $ROBUSTRAIN_SPEC")
+    parser.add_argument("--spec", type=Path, help=f"JSON file; default: the text in ${SPEC_VARIABLE}")
     options = parser.parse_args()
-    text = options.spec.read_text() if options.spec else os.environ.get(SPEC_VARIABLE, "")
     try:
+        set_up_logging()
+        text = options.spec.read_text() if options.spec else os.environ.get(SPEC_VARIABLE, "")
         if not text:
-            raise UserError("no specification was given", remedy=f"pass --spec FILE or set {SPEC_VARIABLE}")
+            raise UserError("no specification is given", remedy=f"pass --spec FILE or set {SPEC_VARIABLE}")
         result = execute(StageSpec.model_validate_json(text), StorageSettings.from_environment(), stage)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

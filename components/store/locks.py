@@ -1,6 +1,7 @@
-"""Who may do a piece of work: a file lock, held by a living process and let go by the kernel when it dies.
+"""File locks: held by a living process, and released by the kernel when it dies.
 
-Looking for a run in MLflow and then creating one is not a claim (two of four racers won when measured); a lock is.
+A lock decides which process does a piece of work. Searching for a run in MLflow and then creating one does not: two of
+four processes that raced did both (measured).
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from components.errors import UserError
 
 @contextmanager
 def file_lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds an exclusive lock on `path` while the block runs.
+    """Holds an exclusive lock on the file `path` while the block runs.
 
     Args:
-        wait: block until the holder lets go; otherwise raise at once.
-        on_wait: called once before waiting.
+        wait: wait until the holder releases it; otherwise raise at once.
+        on_wait: called once before the waiting begins.
 
     Raises:
         BlockingIOError: the lock is held by another process and `wait` is false.
-        UserError: the lock's file cannot be made.
+        UserError: the lock file cannot be created.
     """
     with _opened(path) as file:
         _lock(file.fileno(), wait, on_wait)
@@ -46,9 +47,9 @@ def _opened(path: Path) -> TextIO:
         return path.open("a+")
     except OSError as error:
         raise UserError(
-            f"this lock cannot be taken ({error.strerror})",
+            f"this lock file cannot be created ({error.strerror})",
             where=str(path),
-            remedy="set ROBUSTRAIN_HOME to a folder that you can write to, with space left",
+            remedy="set ROBUSTRAIN_HOME to a writable folder with free space",
         ) from error
 
 
@@ -69,7 +70,7 @@ def _lock(descriptor: int, wait: bool, on_wait: Callable[[], None] | None) -> No
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock on an existing file."""
+    """Returns whether a living process holds the lock on an existing file."""
     with path.open() as file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -79,16 +80,16 @@ def is_held(path: Path) -> bool:
 
 
 def holder(path: Path) -> str:
-    """The process id written by whoever holds (or last held) the lock; empty where nobody did."""
+    """Returns the id of the process that holds, or last held, the lock; an empty string if there was none."""
     return path.read_text().strip() if path.exists() else ""
 
 
 @contextmanager
 def only_run_in(home: Path) -> Iterator[None]:
-    """Refuses a second pipeline run in the same home while the first one lives.
+    """Prevents a second pipeline run in the same home while the block runs.
 
     Raises:
-        UserError: another process runs a pipeline in `home`.
+        UserError: another process is running a pipeline in `home`.
     """
     path = home / "run.lock"
     try:

@@ -1,40 +1,44 @@
-"""Live progress of one stage: a small file that is replaced several times a second at most.
+"""Live progress of one stage: a small JSON file, replaced at most five times a second, and the stage's messages.
 
-The process that works writes it; the command that waits reads it. Where `ROBUSTRAIN_LIVE` names no folder (on a
-cluster) a line goes to the log instead, at most every ten seconds.
+The stage's process writes them and the command that waits reads them. Without a folder in `ROBUSTRAIN_LIVE` (on a
+cluster) progress goes to the log instead, at most every ten seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from components.files import write_atomically
+
 LIVE_VARIABLE = "ROBUSTRAIN_LIVE"
 _FILE_SECONDS, _LOG_SECONDS = 0.2, 10.0
 
+_log = logging.getLogger(__name__)
+
 
 class Progress:
-    """Reports how far one stage has come.
+    """Reports the progress of one stage.
 
     Args:
-        stage: the stage's name; also the file's name.
-        folder: where live files lie; the environment's when not given.
+        stage: the stage's name; the file is `STAGE.json`.
+        folder: folder of the live files; by default the one in `ROBUSTRAIN_LIVE`.
     """
 
     def __init__(self, stage: str, folder: Path | None = None) -> None:
-        named = str(folder or os.environ.get(LIVE_VARIABLE, ""))
-        self.path = Path(named) / f"{stage}.json" if named else None
+        name = str(folder or os.environ.get(LIVE_VARIABLE, ""))
+        self.path = Path(name) / f"{stage}.json" if name else None
         self.stage = stage
         self._last = 0.0
         self._rate = _Rate()
 
     def report(self, *, phase: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
-        """Says that `done` of `total` units of `phase` are done. Cheap: most calls return at once."""
+        """Reports that `done` of `total` units of a phase are done. Cheap: most calls return at once."""
         now = time.monotonic()
         ended = done >= total
         if not ended and now - self._last < (_FILE_SECONDS if self.path else _LOG_SECONDS):
@@ -43,37 +47,45 @@ class Progress:
         rate = self._rate.of(phase, done, now)
         self._write(state="running", phase=phase, done=done, total=total, unit=unit, rate=rate, note=note)
 
-    def set_state(self, state: str, **facts: Any) -> None:
-        """Says where the stage stands: `running`, `complete`, `reused`, `failed`; always written."""
-        self._write(state=state, **facts)
+    def set_state(self, state: str, **details: Any) -> None:
+        """Reports the stage's state: `waiting`, `running`, `complete`, `reused` or `failed`. Always written."""
+        self._write(state=state, **details)
 
     def info(self, text: str) -> None:
-        """One line for people, kept beside the live file until the run has ended; to the log where there is none."""
-        print(text, file=sys.stderr, flush=True)
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(OSError), messages_path(self.path).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(text) + "\n")
+        """Logs one line for the user and keeps it in the stage's messages file, which the live display shows."""
+        _log.info("%s: %s", self.stage, text)
+        self._keep(text)
 
-    def _write(self, **facts: Any) -> None:
+    def warn(self, text: str) -> None:
+        """Does the same for a warning."""
+        _log.warning("%s: %s", self.stage, text)
+        self._keep(f"warning: {text}")
+
+    def _keep(self, text: str) -> None:
+        if self.path is not None:
+            # As below: a display that cannot be written must not stop a training.
+            with contextlib.suppress(OSError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with messages_path(self.path).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(text) + "\n")
+
+    def _write(self, **report: Any) -> None:
         if self.path is None:
-            print(json.dumps({"stage": self.stage, **facts}), flush=True)
+            _log.info("%s", json.dumps({"stage": self.stage, **report}))
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        # A display that cannot be written must not stop a training that can.
+        text = json.dumps({"stage": self.stage, "time": time.time(), **report})
+        # A display that cannot be written must not stop a training.
         with contextlib.suppress(OSError):
-            part.write_text(json.dumps({"stage": self.stage, "time": time.time(), **facts}))
-            os.replace(part, self.path)
+            write_atomically(self.path, text, fsync=False)
 
 
 def messages_path(live: Path) -> Path:
-    """Where what a stage said lies, given its live file."""
+    """Returns the path of a stage's messages, given its live file."""
     return live.with_suffix(".messages")
 
 
 def read_messages(live: Path) -> list[str]:
-    """What a stage has said so far, in order; a line that is still being written is left out."""
+    """Returns the messages of a stage so far, in order, without a line that is still being written."""
     try:
         lines = messages_path(live).read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError:
@@ -82,7 +94,7 @@ def read_messages(live: Path) -> list[str]:
 
 
 class _Rate:
-    """Units a second since the phase began."""
+    """Units per second since the phase began."""
 
     def __init__(self) -> None:
         self._phase, self._start, self._first = "", 0.0, 0

@@ -1,6 +1,6 @@
-"""The model registry: versions of a named model and the aliases `challenger`, `champion`, `previous`.
+"""The model registry: versions of a named model, and the aliases `challenger`, `champion` and `previous`.
 
-Moving an alias is the only promotion and the only rollback (MLflow 3.17: an alias moves atomically, last write wins).
+A promotion, and a rollback, only moves an alias (MLflow 3.17: an alias moves atomically, the last write wins).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Version:
 
 
 class Registry:
-    """Registered models in the tracking store of `storage`."""
+    """Registered models in the tracking store of an installation."""
 
     def __init__(self, storage: StorageSettings) -> None:
         self._tracking = Tracking(storage)
         self._client = self._tracking.client
 
     def register(self, name: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:
-        """Registers the folder `artifact` of a run as the next version; the same run is registered only once."""
+        """Registers the folder `artifact` of a run as the next version; for a registered run, only sets the tags."""
         known = [v for v in self._versions(name) if v.run_id == run_id]
         if known:
             version = known[0]
@@ -54,27 +54,27 @@ class Registry:
         self._client.set_registered_model_alias(name, alias, version)
 
     def get(self, name: str, alias: str) -> Version | None:
-        """The version that `alias` points at; None where model or alias are absent.
+        """Returns the version that `alias` points at; None if the model or the alias does not exist.
 
         Raises:
-            MlflowException: the registry could not look, which nobody may take for "there is none".
+            MlflowException: the registry cannot answer, which must not be mistaken for "does not exist".
         """
         from mlflow.exceptions import MlflowException
 
         try:
             found = self._client.get_model_version_by_alias(name, alias)
         except MlflowException as error:
-            if not _says_absent(error):
+            if not _is_absent(error):
                 raise
             return None
         return Version(name, str(found.version), found.run_id or "", dict(found.tags))
 
     def challenger(self, name: str) -> Version | None:
-        """The version that waits for promotion."""
+        """Returns the version that waits for promotion, if any."""
         return self.get(name, CHALLENGER)
 
     def champion(self, name: str) -> Version | None:
-        """The version that is in use."""
+        """Returns the version in use, if any."""
         return self.get(name, CHAMPION)
 
     def evaluation_of(self, version: Version) -> StageInput | None:
@@ -93,12 +93,12 @@ class Registry:
         try:
             return self._tracking.finished(reference)
         except MlflowException as error:
-            if not _says_absent(error):
+            if not _is_absent(error):
                 raise
             return None
 
     def promote(self, name: str, version: str) -> None:
-        """`previous` := `champion`, then `champion` := `version`."""
+        """Points `previous` at the present champion, then `champion` at `version`."""
         champion = self.champion(name)
         if champion and champion.version != version:
             self.set_alias(name, PREVIOUS, champion.version)
@@ -114,15 +114,15 @@ class Registry:
         try:
             self._client.get_registered_model(name)
         except MlflowException as error:
-            if not _says_absent(error):
+            if not _is_absent(error):
                 raise
             self._client.create_registered_model(name)
 
 
-def _says_absent(error: Any) -> bool:
-    """Whether MLflow says that the model or the alias is not there, and not that it could not look.
+def _is_absent(error: Any) -> bool:
+    """Whether the error means that the model or the alias does not exist, not that the registry cannot answer.
 
-    MLflow 3.17 answers a missing model by one code and a missing alias by another, which wrong names share.
+    MLflow 3.17 has one error code for a missing model, and another one for a missing alias and for invalid names.
     """
     missing_alias = (
         error.error_code == "INVALID_PARAMETER_VALUE" and "alias" in str(error) and "not found" in str(error)

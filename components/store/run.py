@@ -22,14 +22,14 @@ from components.store.spec import ParentRef, StageSpec
 STATE, FINGERPRINT, ERROR = "stage_state", "stage_fingerprint", "stage_error"
 RUNNING, FAILED, COMPLETE = "running", "failed", "complete"
 WORKED = "seconds_worked"
-"""Tag: seconds that a stage was worked on, over all its tries; pauses between them do not count."""
+"""Tag: seconds of work on a stage over all its attempts, without the pauses between them."""
 CHECKPOINTS = "checkpoints/"
-"""Artifacts below this path are for resuming; they are no outputs and stay out of the manifest."""
+"""Artifacts below this path serve to resume a stage. They are not outputs and not in the manifest."""
 
 RECIPE = "recipe.json"
 """Artifact of a pipeline run: its resolved recipe."""
 OBJECTS = "objects.json"
-"""Artifact that lists what a stage has put into the object store."""
+"""Artifact of a stage: the objects that it has put into the object store."""
 
 _PARAM_LENGTH, _TAG_LENGTH = 500, 5000
 
@@ -39,8 +39,8 @@ class StageRun:
 
     Attributes:
         run_id: the MLflow run.
-        workdir: scratch folder of this fingerprint; survives a crash, removed after completion.
-        attempt: 1 for the first try, one more each time the stage is continued.
+        workdir: scratch folder of this fingerprint; kept after a crash, removed after completion.
+        attempt: 1 at first, one more each time the stage is continued.
     """
 
     def __init__(self, client: Any, artifacts: Artifacts, spec: StageSpec, workdir: Path) -> None:
@@ -55,7 +55,7 @@ class StageRun:
         self._save_json("spec.json", spec.model_dump())
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Logs parameters once; longer values are cut (the whole configuration is the artifact `spec.json`)."""
+        """Logs parameters once. Long values are cut; the whole configuration is the artifact `spec.json`."""
         from mlflow.entities import Param
 
         known = self._client.get_run(self.run_id).data.params
@@ -63,7 +63,7 @@ class StageRun:
         self._client.log_batch(self.run_id, params=new)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Logs all metrics of a step in one call; non-finite values are left out, as no chart can show them."""
+        """Logs all metrics of a step in one call, without NaN and infinities, which no chart can show."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -76,7 +76,7 @@ class StageRun:
         self._outputs.update({k: v for k, v in digests.items() if not k.startswith(CHECKPOINTS)})
 
     def fetch(self, artifact: str, to: Path) -> Path | None:
-        """Copies an artifact of this run (file or folder) to `to`; None when absent. Used when resuming."""
+        """Copies an artifact of this run (file or folder) to `to` when resuming; returns None if it does not exist."""
         found = self._artifacts.fetch(artifact)
         if found is None:
             return None
@@ -86,23 +86,23 @@ class StageRun:
         return Path(shutil.copyfile(found, to))
 
     def list(self, artifact: str = "") -> list[str]:
-        """Artifact paths directly below a folder."""
+        """Returns the artifact paths directly below a folder."""
         return self._artifacts.list(artifact)
 
     def progress(self, *, phase: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
-        """Live progress; cheap enough to be called for every batch."""
+        """Reports live progress. Cheap enough to be called for every batch."""
         self._progress.report(phase=phase, done=done, total=total, unit=unit, note=note)
 
     def info(self, text: str) -> None:
-        """One line for people while the run is under way, such as where the stage goes on or what it decided."""
+        """Shows one line to the user while the stage runs, such as the point from which it continues."""
         self._progress.info(text)
 
     def warn(self, text: str) -> None:
-        """Something people should know that does not end the stage."""
-        self.info(f"warning: {text}")
+        """Shows a warning to the user; the stage goes on."""
+        self._progress.warn(text)
 
     def pipeline_recipe(self) -> dict[str, Any]:
-        """The resolved recipe of the pipeline run this stage belongs to; empty where it belongs to none."""
+        """Returns the resolved recipe of the pipeline run that this stage belongs to; empty if there is none."""
         if not self._spec.pipeline_run:
             return {}
         run = self._client.get_run(self._spec.pipeline_run)
@@ -110,17 +110,19 @@ class StageRun:
         return Artifacts(self._client, run.info.run_id, run.info.artifact_uri, cache).read_json(RECIPE) or {}
 
     def heartbeat(self) -> None:
-        """Says that the process that works on this run is alive. A tracking server that is away is not fatal."""
+        """Records that the process working on this run is alive. An unreachable tracking server is ignored."""
         with contextlib.suppress(Exception):
             self._client.set_tag(self.run_id, "heartbeat", str(time.time()))
             self._note_worked()
 
     def finish(self, result: Mapping[str, Any], objects: Sequence[ObjectRef] = ()) -> None:
-        """Outputs, then the manifest, then `complete`: the order is what makes a finished run trustworthy.
+        """Saves the result, then the manifest, then marks the run `complete`.
+
+        The order is what makes a finished run trustworthy: a run that is killed in between is not `complete`.
 
         Args:
             result: the stage's small result.
-            objects: large files it has put into the object store.
+            objects: large files that the stage has put into the object store.
         """
         self._save_json("result.json", dict(result))
         if objects:
@@ -136,7 +138,7 @@ class StageRun:
         shutil.rmtree(self.workdir, ignore_errors=True)
 
     def fail(self, error: BaseException) -> None:
-        """Records the cause where `robustrain` and the MLflow page find it; the workdir stays for the next try."""
+        """Records the cause of a failure in the run. The workdir is kept for the next attempt."""
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))
         with contextlib.suppress(Exception):
@@ -156,7 +158,13 @@ class StageRun:
 
 @dataclass(frozen=True)
 class StageInput:
-    """A finished parent stage; `role` says what it is to the stage that reads it."""
+    """A finished parent stage, for reading.
+
+    Attributes:
+        role: what the parent is to the stage that reads it, e.g. `data` or `init`.
+        config: the parent's resolved configuration.
+        result: the parent's small result.
+    """
 
     role: str
     name: str
@@ -169,15 +177,15 @@ class StageInput:
 
     @classmethod
     def read(cls, role: str, parent: ParentRef, artifacts: Artifacts) -> StageInput:
-        """Reads the parent's configuration and result."""
+        """Reads the configuration and the result of a parent."""
         spec, result = artifacts.read_json("spec.json"), artifacts.read_json("result.json")
         return cls(role, parent.name, parent.kind, parent.run_id, parent.fingerprint, spec["config"], result, artifacts)
 
     def path(self, artifact: str) -> Path:
-        """A local path of an output (file or folder), verified against the run's manifest.
+        """Returns a local path of an output (file or folder), verified against the run's manifest.
 
         Raises:
-            UserError: the output is missing or is not what the stage wrote.
+            UserError: the output is missing, has changed, or is not in the manifest.
         """
         found = self.artifacts.fetch(artifact)
         remedy = f"run the stage {self.name!r} again"
@@ -193,5 +201,5 @@ class StageInput:
         return found
 
     def has(self, artifact: str) -> bool:
-        """Whether the run has such an artifact."""
+        """Returns whether the run has this artifact."""
         return self.artifacts.fetch(artifact) is not None

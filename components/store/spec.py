@@ -1,4 +1,4 @@
-"""The specification of one stage: everything that decides what it computes, and the MLflow run it writes to."""
+"""The specification of one stage: everything that decides its result, and the MLflow run that it writes to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ParentRef(BaseModel):
-    """A finished stage that another one needs."""
+    """A reference to a finished stage that another one needs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -18,7 +18,14 @@ class ParentRef(BaseModel):
 
 
 class StageSpec(BaseModel):
-    """One stage, ready to run: resolved configuration, parents by role, and the MLflow run that it writes to."""
+    """One stage, ready to run.
+
+    Attributes:
+        config: the stage's resolved configuration.
+        parents: finished stages by role.
+        run_id: the MLflow run that the stage writes to; empty until one is chosen.
+        pipeline_run: the MLflow run of the pipeline, the parent of `run_id`; empty without a pipeline.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str

@@ -1,13 +1,12 @@
-"""Runs in MLflow: one per stage under one parent per pipeline run, and how a stage's state is told.
+"""MLflow runs: one per stage, below one per pipeline run, and how the state of a stage is known.
 
-An MLflow run's own status is not evidence (a killed run stays RUNNING; one that raised can be FINISHED), so a run says
-where it stands by the tag `stage_state`: `running` with a heartbeat, `failed` with the cause, and, written last, after
-a manifest with size and sha256 of every output, `complete`. Only `complete` with a manifest that holds is reused.
+MLflow's own status of a run is not evidence: a killed run stays RUNNING, and one that raised can be FINISHED. A stage's
+state is the tag `stage_state`: `running` (with a heartbeat), `failed` (with the cause), and `complete`, which is
+written last, after a manifest with size and sha256 of every output. Only a `complete` run that matches its manifest is
+reused.
 
-Behaviour of MLflow relied upon: 3.17 (`MlflowClient` with explicit run ids only; the fluent API would adopt
-`MLFLOW_RUN_ID` from the environment).
-
-What the tracking store refuses (a damaged data base, a server that is away) as something a person can mend.
+Relies on MLflow 3.17. Only `MlflowClient` with explicit run ids is used; the fluent API would adopt `MLFLOW_RUN_ID`
+from the environment.
 """
 
 from __future__ import annotations
@@ -39,13 +38,11 @@ from components.store.run import (
 from components.store.settings import KFP_RUN_VARIABLE, StorageSettings
 from components.store.spec import ParentRef, StageSpec
 
-# MERGED
-
 ADOPTED_VARIABLE = "MLFLOW_RUN_ID"
-"""A run that Kubeflow has opened for a step: the step's stage writes to it. On one machine it means nothing."""
+"""Names the run that Kubeflow has opened for a step, which the stage then writes to. Ignored outside Kubeflow."""
 _STAGE_TAG = "stage_of_recipe."
 HOME = "home"
-"""Tag of a pipeline run: the machine and the home it was started in."""
+"""Tag of a pipeline run: the machine and the home folder where it was started."""
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -55,7 +52,14 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class Found:
-    """What MLflow knows about a fingerprint: `state` is complete, interrupted or absent."""
+    """The state of the work with one fingerprint.
+
+    Attributes:
+        state: `complete`, `interrupted` or `absent`.
+        run_id: the run to reuse or to continue; empty if absent.
+        pipeline_run: the pipeline run that it belongs to.
+        reason: why it is not complete.
+    """
 
     state: str
     run_id: str = ""
@@ -64,7 +68,7 @@ class Found:
 
 
 class Tracking:
-    """The project's view of one MLflow tracking store."""
+    """Runs of stages and pipelines in one MLflow tracking store."""
 
     def __init__(self, storage: StorageSettings) -> None:
         for name, value in _QUIET.items():
@@ -72,7 +76,7 @@ class Tracking:
         from mlflow.tracking import MlflowClient
 
         self.storage = storage
-        # Four processes that met a fresh sqlite data base at once broke its migration three times of four.
+        # Four processes that opened a fresh SQLite file at once broke its migration in three of four trials.
         with self._lock(), translate_tracking_errors(storage.tracking_uri):
             self.client = MlflowClient(tracking_uri=storage.tracking_uri)
         self._experiment_id = ""
@@ -82,7 +86,7 @@ class Tracking:
 
     @property
     def experiment_id(self) -> str:
-        """The experiment's id; made with an absolute artifact location the first time."""
+        """The experiment's id. The experiment is created the first time, with an absolute artifact location."""
         if not self._experiment_id:
             with self._lock(), translate_tracking_errors(self.storage.tracking_uri):
                 found = self.client.get_experiment_by_name(self.storage.experiment)
@@ -93,29 +97,29 @@ class Tracking:
         return self.client.create_experiment(self.storage.experiment, artifact_location=self.storage.artifacts_uri)
 
     def open_pipeline_run(self, name: str, tags: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
-        """A new parent run for one pipeline run, with the resolved recipe as an artifact; returns its id."""
+        """Creates the parent run of one pipeline run, with the resolved recipe as an artifact, and returns its id."""
         every = {"robustrain": "pipeline", STATE: RUNNING, HOME: self._home(), **tags}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=every)
         self.client.log_dict(run.info.run_id, dict(recipe), RECIPE)
         return run.info.run_id
 
     def close_left_open(self) -> None:
-        """Marks runs of pipelines that this home left open as `failed`: they were stopped or killed.
+        """Marks this home's pipeline runs that were stopped or killed as `failed`.
 
-        To be called by whoever holds the home's lock, so that none of them can still be alive.
+        The caller holds the home's lock, so none of them is still alive.
         """
-        left = f"tags.robustrain = 'pipeline' and tags.{STATE} = '{RUNNING}' and tags.{HOME} = '{self._home()}'"
-        for run in self._search(left):
+        query = f"tags.robustrain = 'pipeline' and tags.{STATE} = '{RUNNING}' and tags.{HOME} = '{self._home()}'"
+        for run in self._search(query):
             self.close_pipeline_run(run.info.run_id, state=FAILED)
 
     def _home(self) -> str:
         return f"{socket.gethostname()}:{self.storage.home.resolve()}".replace("'", "")
 
     def cluster_run(self, kfp_run: str, recipe: Mapping[str, Any]) -> str:
-        """The parent run of a KFP run; the first step that asks makes it, and all of them take the earliest.
+        """Returns the parent run of a KFP run. The first step creates it; if several do at once, all use the earliest.
 
         Args:
-            recipe: the resolved recipe, as far as the step that asks knows it; kept by the run that is made.
+            recipe: the resolved recipe as far as the calling step knows it; stored with a new run.
         """
         query = f"tags.kfp_run_id = '{kfp_run}' and tags.robustrain = 'pipeline'"
         if not self._search(query):
@@ -129,23 +133,23 @@ class Tracking:
         self.client.set_terminated(run_id, "FINISHED" if state == COMPLETE else "FAILED")
 
     def record_stage(self, pipeline_run: str, stage: str, run_id: str, how: str) -> None:
-        """Notes on the parent which run stands for a stage of its recipe; `how` is `ran` or `reused`."""
+        """Records in the pipeline run which run a stage of its recipe has; `how` is `ran` or `reused`."""
         if pipeline_run:
             self.client.set_tag(pipeline_run, f"{_STAGE_TAG}{stage}", f"{run_id} {how}")
 
     def stages_of(self, pipeline_run: str) -> dict[str, tuple[str, str]]:
-        """Stage name -> (run id, `ran` or `reused`) of a pipeline run, as far as it came."""
+        """Returns stage name -> (run id, `ran` or `reused`) for the stages of a pipeline run that have a run so far."""
         tags = self.client.get_run(pipeline_run).data.tags
         found = {k.removeprefix(_STAGE_TAG): v.split() for k, v in tags.items() if k.startswith(_STAGE_TAG)}
         return {name: (run_id, how) for name, (run_id, how) in found.items()}
 
     def find(self, fingerprint: str, deep: bool = True) -> Found:
-        """The run to reuse or continue for this fingerprint, if any; the newest complete one wins.
+        """Returns the run to reuse or to continue for a fingerprint, if any.
 
-        The newest, because whoever had a finished stage run once more wants what came of it.
+        If several complete runs match, the newest is used: it is the one that a user ran again with --again.
 
         Args:
-            deep: hold every artifact and object against its sha256; otherwise only against its size.
+            deep: verify the sha256 of every artifact and object, not only their sizes.
         """
         runs = self._search(f"tags.{FINGERPRINT} = '{fingerprint}'")
         reason = ""
@@ -162,7 +166,7 @@ class Tracking:
         return Found("absent", reason=reason)
 
     def _problem(self, run: Any, deep: bool) -> str:
-        """Why the outputs of a complete run cannot be trusted; an empty string when they can."""
+        """Returns why the outputs of a complete run cannot be reused; an empty string if they can."""
         artifacts = self.artifacts(run)
         problem = artifacts.manifest_problem(run.data.tags.get("manifest_sha256", ""), deep=deep)
         if problem:
@@ -170,19 +174,20 @@ class Tracking:
         store = ObjectStore(self.storage.objects_uri, self.storage.cache)
         refs = [ObjectRef(**ref) for ref in artifacts.read_json(OBJECTS) or []]
         lost = next((ref.uri for ref in refs if not store.holds(ref, deep)), "")
-        return f"its object {lost} is missing or is not what was stored" if lost else ""
+        return f"its object {lost} is missing or has changed" if lost else ""
 
     def _search(self, query: str) -> list[Any]:
-        """Earliest first; ties by id, so that every process picks the same one."""
+        """Returns runs, earliest first, ties by id, so that every process picks the same one."""
         order = ["attributes.start_time ASC", "attributes.run_id ASC"]
         return list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=500))
 
     def begin(self, spec: StageSpec, adopt: str = "") -> str:
-        """The id of the run that `spec` will write to: `adopt`ed (an interrupted one) or new.
+        """Returns the id of the run that `spec` will write to: a new one, or the interrupted run `adopt`.
+
+        The state of an adopted run stays as it is until `attach`, which the holder of the work's lock calls.
 
         Returns:
-            An empty string where the run to adopt has been completed meanwhile, which is then left as it is. Its state
-            is not touched here in any case, but by `attach`, which whoever holds the claim on the work calls.
+            The run's id; an empty string if the run to adopt has been completed meanwhile.
         """
         if adopt and self.is_complete(adopt):
             return ""
@@ -207,22 +212,22 @@ class Tracking:
         return run_id
 
     def is_complete(self, run_id: str) -> bool:
-        """Whether a run says that it is complete; its outputs are not looked at."""
+        """Returns whether a run is marked complete; its outputs are not checked."""
         return self.client.get_run(run_id).data.tags.get(STATE) == COMPLETE
 
     def result_of(self, run_id: str) -> dict[str, Any]:
-        """The small result of a complete run."""
+        """Returns the small result of a complete run."""
         return self.artifacts(self.client.get_run(run_id)).read_json("result.json") or {}
 
     def attach(self, spec: StageSpec) -> StageRun:
-        """The run of `spec`, marked running and ready to be written to."""
+        """Marks the run of `spec` as running and returns it for writing."""
         run = self.client.get_run(spec.run_id)
         if run.data.tags.get(STATE) != RUNNING:
             self.client.set_tag(spec.run_id, STATE, RUNNING)
         return StageRun(self.client, self.artifacts(run), spec, self.storage.work / spec.fingerprint)
 
     def finished(self, parent: ParentRef, role: str = "") -> StageInput:
-        """A finished stage, for reading.
+        """Returns a finished stage for reading.
 
         Raises:
             UserError: the run is not complete.
@@ -230,17 +235,20 @@ class Tracking:
         run = self.client.get_run(parent.run_id)
         if run.data.tags.get(STATE) != COMPLETE:
             raise UserError(
-                "the stage it needs is not complete", where=parent.name, value=run.data.tags.get(STATE), remedy="run it"
+                "this stage is needed and not complete",
+                where=parent.name,
+                value=run.data.tags.get(STATE),
+                remedy="run it first",
             )
         return StageInput.read(role, parent, self.artifacts(run))
 
     def artifacts(self, run: Any) -> Artifacts:
-        """The artifact folder of an MLflow run object."""
+        """Returns the artifacts of an MLflow run object."""
         cache = self.storage.cache / "runs" / run.info.run_id
         return Artifacts(self.client, run.info.run_id, run.info.artifact_uri, cache)
 
     def last_pipeline_runs(self, limit: int = 20) -> list[dict[str, Any]]:
-        """The newest pipeline runs first: id, name, state, start (ms since 1970), recipe."""
+        """Returns the newest pipeline runs first, each with id, name, state, start (ms since 1970) and recipe name."""
         runs = self.client.search_runs(
             [self.experiment_id],
             "tags.robustrain = 'pipeline'",
@@ -259,21 +267,21 @@ class Tracking:
         ]
 
     def recipe_of(self, pipeline_run: str) -> dict[str, Any]:
-        """The resolved recipe that a pipeline run was started with."""
+        """Returns the resolved recipe of a pipeline run."""
         return self.artifacts(self.client.get_run(pipeline_run)).read_json(RECIPE) or {}
 
     def last_duration(self, stage: str) -> float | None:
-        """Seconds of work in the newest complete run of a stage of this name, without its pauses; None for none."""
+        """Returns the seconds of work in the newest complete run of a stage of this name, without pauses; else None."""
         query = f"tags.stage = '{stage}' and tags.{STATE} = '{COMPLETE}'"
         order = ["attributes.start_time DESC"]
         runs = list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=1))
-        worked = runs[0].data.tags.get(WORKED) if runs else None
-        return None if worked is None else float(worked)
+        seconds = runs[0].data.tags.get(WORKED) if runs else None
+        return None if seconds is None else float(seconds)
 
 
 @contextmanager
 def translate_tracking_errors(uri: str) -> Iterator[None]:
-    """Turns a failure to open the store at `uri` inside the block into a `UserError`."""
+    """Turns a failure to open the tracking store at `uri` inside the block into a `UserError`."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -284,6 +292,6 @@ def translate_tracking_errors(uri: str) -> Iterator[None]:
         remedy = (
             "move the file away (its runs are lost then), or set MLFLOW_TRACKING_URI to another store"
             if uri.startswith("sqlite:")
-            else "start the server, or mend MLFLOW_TRACKING_URI"
+            else "start the server, or correct MLFLOW_TRACKING_URI"
         )
         raise UserError(f"the tracking store cannot be opened ({cause})", where=uri, remedy=remedy) from error

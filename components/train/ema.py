@@ -1,4 +1,4 @@
-"""The averaged weights: kept on the training device, in float32, updated after every step."""
+"""The averaged (EMA) weights: on the training device, in float32, updated after every step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class Ema:
     """An exponential moving average of a model's parameters; buffers are copied, never averaged.
 
-    Averaging a constant buffer makes it drift: the published ViT-S carries a normaliser damaged in that way.
+    Averaging a constant buffer makes it drift: the published ViT-S has a normaliser damaged in that way.
     The form avg += (1 - decay) (weight - avg) loses less to rounding than decay * avg + (1 - decay) * weight.
 
     Args:

@@ -1,12 +1,12 @@
-"""The signatures of trainings that went wrong, as pure functions of the history of probes.
+"""The signatures of failing trainings, as pure functions of the history of validations.
 
-An entry of the history is one epoch. What is read here, all accuracies on held-out training images:
+An entry of the history is one epoch. The keys read here, all accuracies on held-out training images:
 
-clean_accuracy, robust_accuracy    averaged weights, clean and under the probe's attack
-robust_accuracy_<norm>             averaged weights, under the probe's attack in another norm
-live_clean_accuracy                weights being trained, in eval mode
-live_attacked_accuracy             the same under the training attack
-live_robust_accuracy               the same under an attack of equal norm and radius with the probe's steps
+clean_accuracy, robust_accuracy    EMA weights, clean and under the validation's attack
+robust_accuracy_<norm>             EMA weights, under the validation's attack in another norm
+raw_clean_accuracy                 raw (non-averaged) weights, in eval mode
+raw_attacked_accuracy              the same under the training attack
+raw_robust_accuracy                the same under an attack of equal norm and radius with the validation's steps
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.train.config_parts import HealthConfig
+from components.train.config_parts import MonitorConfig
 
 History = Sequence[Mapping[str, Any]]
 
 NON_FINITE = "non_finite"
 REMEDIES: dict[str, str] = {
-    "chance": "lower lr, start from a clean model, let the radius grow (attack.eps_warmup), or check the labels",
+    "chance": "lower lr, start from a clean model, let the radius grow (attack.eps_warmup_epochs), or check the labels",
     "collapse": "lower lr, lengthen warmup_epochs, start from a clean model, or use a ConvStem",
-    "catastrophic_overfitting": "take more attack.steps, a random start, or a smaller attack.eps",
-    "overfitting": "train for fewer epochs, augment more, or keep the best probe (select: best)",
-    "poor_generalisation": "tune to the other norm in a radius stage, or train with a smaller attack.eps",
+    "catastrophic_overfitting": "use more attack.steps, a random start, or a smaller attack.eps",
+    "overfitting": "train for fewer epochs, augment more, or keep the best weights (keep_weights: best)",
+    "poor_generalisation": "fine-tune to the other norm in a radius stage, or train with a smaller attack.eps",
     NON_FINITE: "lower lr, lengthen warmup_epochs, or train in fp32",
 }
-"""Signature -> what to do about it."""
+"""Signature -> remedy."""
 
 _MATCHED = 0.9
-"""The training attack may leave this share of what it left before and still not count as having succeeded more."""
+"""The training attack counts as more successful only if it leaves less than this share of what it left before."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A signature seen: its name, and a sentence with the figures."""
+    """A signature that was found: its name, and a sentence with the figures."""
 
     signature: str
     sentence: str
 
 
-def findings(history: History, config: HealthConfig, *, classes: int, images: int) -> list[Finding]:
-    """What the newest probe shows, the gravest first.
+def findings(history: History, config: MonitorConfig, *, classes: int, images: int) -> list[Finding]:
+    """Returns the findings of the newest validation, the most serious first.
 
     Args:
-        history: entries in order; those without a probe are passed over.
+        history: entries in order; those without a validation are skipped.
         classes: of the data set; 1 / classes is chance.
-        images: held-out images a probe looked at; differences within their noise do not count.
+        images: held-out images of a validation; differences within their noise do not count.
     """
     sentences = {
-        "chance": at_chance(history, config, classes=classes, images=min(images, config.images)),
+        "chance": at_chance(history, config, classes=classes, images=min(images, config.num_images)),
         "collapse": collapsed(history, config, classes=classes),
         "catastrophic_overfitting": overfitted_catastrophically(history, config, classes=classes),
         "overfitting": overfitted(history, config, images=images),
@@ -63,77 +63,77 @@ def findings(history: History, config: HealthConfig, *, classes: int, images: in
     return [Finding(name, sentence) for name, sentence in sentences.items() if sentence]
 
 
-def _probes(history: History) -> list[Mapping[str, Any]]:
+def _validated(history: History) -> list[Mapping[str, Any]]:
     return [entry for entry in history if entry.get("clean_accuracy") is not None]
 
 
 def guesses(entry: Mapping[str, Any], *, classes: int, images: int) -> bool:
-    """Whether the weights being trained were no better than guessing: within two standard errors of chance."""
+    """Whether the raw weights were no better than guessing: within two standard errors of chance."""
     chance = 1 / classes
     noise = 2 * math.sqrt(chance * (1 - chance) / max(images, 1))
-    return entry.get("live_clean_accuracy", 1.0) <= chance + noise
+    return entry.get("raw_clean_accuracy", 1.0) <= chance + noise
 
 
-def at_chance(history: History, config: HealthConfig, *, classes: int, images: int) -> str:
-    """A sentence where training never did better than guessing in its first `chance_epochs`; else empty."""
-    probes = _probes(history)
-    if not probes or classes < 2 or probes[-1]["epoch"] < config.chance_epochs:
+def at_chance(history: History, config: MonitorConfig, *, classes: int, images: int) -> str:
+    """Returns a sentence if training was never better than guessing after `chance_epochs`; else an empty text."""
+    validated = _validated(history)
+    if not validated or classes < 2 or validated[-1]["epoch"] < config.chance_epochs:
         return ""
-    if not all(guesses(entry, classes=classes, images=images) for entry in probes):
+    if not all(guesses(entry, classes=classes, images=images) for entry in validated):
         return ""
-    last = probes[-1]
+    last = validated[-1]
     return (
         f"training never left chance: after {last['epoch']} epochs held-out clean accuracy is "
-        f"{last['live_clean_accuracy']:.1%} of {classes} classes"
+        f"{last['raw_clean_accuracy']:.1%} of {classes} classes"
     )
 
 
-def collapsed(history: History, config: HealthConfig, *, classes: int) -> str:
-    """A sentence where clean and robust accuracy have both lost `collapse_drop` of their best; else empty.
+def collapsed(history: History, config: MonitorConfig, *, classes: int) -> str:
+    """Returns a sentence if clean and robust accuracy have both lost `collapse_drop` of their best; else an empty text.
 
-    Twice chance is the least that there must have been to lose.
+    The best clean accuracy must have been above twice chance.
     """
-    probes = _probes(history)
-    if len(probes) < 2 or not _lost(probes, config.collapse_drop, classes):
+    validated = _validated(history)
+    if len(validated) < 2 or not _lost(validated, config.collapse_drop, classes):
         return ""
-    best, last = max(entry["clean_accuracy"] for entry in probes), probes[-1]["clean_accuracy"]
+    best, last = max(entry["clean_accuracy"] for entry in validated), validated[-1]["clean_accuracy"]
     return f"training collapsed: held-out clean accuracy fell from {best:.1%} to {last:.1%}"
 
 
-def _lost(probes: History, drop: float, classes: int) -> bool:
-    """Whether clean and, where it is measured, robust accuracy have both lost `drop` of their best."""
+def _lost(validated: History, drop: float, classes: int) -> bool:
+    """Whether clean and, if measured, robust accuracy have both lost `drop` of their best."""
     clean, robust = (
-        [entry[name] for entry in probes if entry.get(name) is not None]
+        [entry[name] for entry in validated if entry.get(name) is not None]
         for name in ("clean_accuracy", "robust_accuracy")
     )
     fell = [values[-1] <= (1 - drop) * max(values) for values in (clean, robust) if values]
     return max(clean) > 2 / classes and all(fell)
 
 
-def sound(history: History, config: HealthConfig, *, classes: int, images: int) -> bool:
-    """Whether the newest probe's state is worth going back to: no guessing, and not half-way to a collapse."""
-    probes = _probes(history)
-    guessing = guesses(probes[-1], classes=classes, images=min(images, config.images))
-    return not guessing and not _lost(probes, config.collapse_drop / 2, classes)
+def is_good(history: History, config: MonitorConfig, *, classes: int, images: int) -> bool:
+    """Whether the newest validation's state is fit for a rollback: no guessing, and not half-way to a collapse."""
+    validated = _validated(history)
+    guessing = guesses(validated[-1], classes=classes, images=min(images, config.num_images))
+    return not guessing and not _lost(validated, config.collapse_drop / 2, classes)
 
 
-def overfitted_catastrophically(history: History, config: HealthConfig, *, classes: int) -> str:
-    """A sentence where the network resists the training attack alone; else empty.
+def overfitted_catastrophically(history: History, config: MonitorConfig, *, classes: int) -> str:
+    """Returns a sentence if the network resists the training attack alone; else an empty text.
 
-    A stronger attack in the same ball has to take `catastrophic_drop` of what the training attack leaves right. With
-    an earlier probe to compare to, the training attack must also succeed about as little as then, and the stronger
-    one more: where both succeed more, training is failing in another way.
+    A stronger attack in the same ball has to break `catastrophic_drop` of the images that resist the training attack.
+    Compared to the best earlier validation, the training attack must also succeed about as rarely as then, and the
+    stronger one more often: if both succeed more often, training is failing in another way.
     """
-    seen = [entry for entry in _probes(history) if entry.get("live_robust_accuracy") is not None]
+    seen = [entry for entry in _validated(history) if entry.get("raw_robust_accuracy") is not None]
     if not seen:
         return ""
     *before, last = seen
-    attacked, robust = last["live_attacked_accuracy"], last["live_robust_accuracy"]
+    attacked, robust = last["raw_attacked_accuracy"], last["raw_robust_accuracy"]
     if attacked <= 2 / classes or robust > (1 - config.catastrophic_drop) * attacked:
         return ""
-    best = max(before, key=lambda entry: entry["live_robust_accuracy"], default=None)
+    best = max(before, key=lambda entry: entry["raw_robust_accuracy"], default=None)
     if best is not None and (
-        attacked < _MATCHED * best["live_attacked_accuracy"] or robust >= best["live_robust_accuracy"]
+        attacked < _MATCHED * best["raw_attacked_accuracy"] or robust >= best["raw_robust_accuracy"]
     ):
         return ""
     return (
@@ -142,14 +142,14 @@ def overfitted_catastrophically(history: History, config: HealthConfig, *, class
     )
 
 
-def overfitted(history: History, config: HealthConfig, *, images: int) -> str:
-    """A sentence where robust accuracy lost `overfitting_drop` (absolute) since its best while clean accuracy rose.
+def overfitted(history: History, config: MonitorConfig, *, images: int) -> str:
+    """Returns a sentence if robust accuracy lost `overfitting_drop` (absolute) while clean accuracy rose.
 
     The loss must also exceed two standard errors of the difference between two shares of `images` images. Clean
-    training is not judged: it loses what little robustness it has by chance.
+    training is not judged: it loses by chance the little robustness it has.
     """
-    seen = [entry for entry in _probes(history) if entry.get("robust_accuracy") is not None]
-    if len(seen) < 2 or seen[-1].get("live_attacked_accuracy") is None:
+    seen = [entry for entry in _validated(history) if entry.get("robust_accuracy") is not None]
+    if len(seen) < 2 or seen[-1].get("raw_attacked_accuracy") is None:
         return ""
     *before, last = seen
     best = max(before, key=lambda entry: entry["robust_accuracy"])
@@ -163,17 +163,17 @@ def overfitted(history: History, config: HealthConfig, *, images: int) -> str:
     )
 
 
-def generalises_poorly(history: History, config: HealthConfig, *, classes: int) -> str:
-    """A sentence where robust accuracy is well above chance, but in other norms next to nothing; else empty."""
-    probes = _probes(history)
-    if not probes:
+def generalises_poorly(history: History, config: MonitorConfig, *, classes: int) -> str:
+    """Returns a sentence if robust accuracy is above twice chance, but hardly any is left in other norms."""
+    validated = _validated(history)
+    if not validated:
         return ""
-    main, prefix = probes[-1].get("robust_accuracy"), "robust_accuracy_"
+    main, prefix = validated[-1].get("robust_accuracy"), "robust_accuracy_"
     if main is None or main <= 2 / classes:
         return ""
-    others = {key.removeprefix(prefix): value for key, value in probes[-1].items() if key.startswith(prefix)}
-    low = {norm: value for norm, value in others.items() if value <= config.other_norms_share * main}
+    others = {key.removeprefix(prefix): value for key, value in validated[-1].items() if key.startswith(prefix)}
+    low = {norm: value for norm, value in others.items() if value <= config.extra_norms_share * main}
     if not low:
         return ""
-    told = ", ".join(f"{value:.1%} in {norm}" for norm, value in low.items())
-    return f"poor generalisation: robust accuracy is {main:.1%} in the training norm and {told}"
+    listed = ", ".join(f"{value:.1%} in {norm}" for norm, value in low.items())
+    return f"poor generalisation: robust accuracy is {main:.1%} in the training norm and {listed}"

@@ -25,12 +25,12 @@ CONFIG = {
     "ema_decay": 0.5,
     "mixup": 0.8,
     "attack": {"norm": "Linf", "eps": 0.1, "steps": 3},
-    "probe": {"every": 1, "images": 16, "fraction": 0.15, "steps": 2},
+    "validation": {"every_epochs": 1, "max_images": 16, "fraction": 0.15, "steps": 2},
     "device": "cpu",
     "loader": "native",
-    "threads": 1,
-    "workers": "1-2",
-    "checkpoint_minutes": 0,
+    "num_threads": 1,
+    "num_workers": "1-2",
+    "checkpoint_interval_s": 0,
 }
 PER_EPOCH = 24
 
@@ -80,7 +80,10 @@ def test_a_killed_worker_and_a_request_to_end_cost_no_bits(run_stage, storage, m
     """One test, because each Ray costs half a minute: left alone; with a killed worker; asked to end and continued."""
     for name, value in storage.environment().items():
         monkeypatch.setenv(name, value)
-    data = run_stage("encode", {"source": "digits", "side": 32, "mode": "raw", "limit_train": 400, "limit_val": 20})
+    data = run_stage(
+        "encode",
+        {"source": "digits", "max_short_side": 32, "mode": "raw", "max_train_images": 400, "max_val_images": 20},
+    )
     calm = run_stage("adversarial", CONFIG, {"data": data})
 
     with Killer(storage.home) as killer:

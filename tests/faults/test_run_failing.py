@@ -43,7 +43,7 @@ def test_a_damaged_data_base_ends_the_run_with_its_cause(tmp_path):
 def test_what_was_decided_about_the_images_is_said(storage, tmp_path):
     folder = images(tmp_path / "images", a=10, b=10)
     (tmp_path / "only.yaml").write_text(
-        f"name: only\nstages: {{images: {{kind: encode, source: {folder}, side: 8}}}}\n"
+        f"name: only\nstages: {{images: {{kind: encode, source: {folder}, max_short_side: 8}}}}\n"
     )
     (tmp_path / "tmp").mkdir()
     done = robustrain(storage.home, "run", str(tmp_path / "only.yaml"), TMPDIR=str(tmp_path / "tmp"))

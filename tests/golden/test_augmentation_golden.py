@@ -1,7 +1,7 @@
-"""Heavy augmentation that must not move: fixed images of fixed samples, as it is right and as the released code does it.
+"""Heavy augmentation that must not move: fixed images of fixed samples, in timm's form and in the released code's.
 
-The digests also hold Pillow's own drawing; where they alone fail after another version of it, the means say by how much.
-Where an image changes on purpose, the version of the stages that depend on it has to be raised with it.
+The digests also hold Pillow's own drawing; if they alone fail after an update of Pillow, the means show by how much.
+If an image changes on purpose, raise the version of the stages that depend on it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from components.data.randomness import sample_keys
 
 SIDE, SAMPLES = 48, 8
 
-# (seed, epoch, faithful): mean of each image in units of 255, and a digest of all.
+# (seed, epoch, match_released_code): mean of each image in units of 255, and a digest of all.
 IMAGES: dict[tuple[int, int, bool], tuple[list[float], str]] = {
     (7, 0, False): ([128.9, 67.5, 125.1, 179.3, 127.0, 36.2, 63.9, 125.5], "0310e4c270c51a8d"),
     (7, 0, True): ([128.9, 33.6, 108.8, 179.3, 127.0, 36.2, 63.9, 125.5], "f34b411960f3c126"),
@@ -57,16 +57,16 @@ def pictures(n: int) -> npt.NDArray[np.uint8]:
     return np.stack(images).astype(np.uint8)
 
 
-def augmented(seed: int, epoch: int, faithful: bool) -> npt.NDArray[Any]:
-    augment, images = HeavyAugmentation.of(seed, faithful=faithful), pictures(SAMPLES)
+def augmented(seed: int, epoch: int, released: bool) -> npt.NDArray[Any]:
+    augment, images = HeavyAugmentation.of(seed, match_released_code=released), pictures(SAMPLES)
     out = np.empty(images.shape, augment.dtype)
     augment.fill_batch(out, images, sample_keys(np.arange(SAMPLES), epoch))
     return out
 
 
-def measured(seed: int, epoch: int, faithful: bool) -> tuple[list[float], str]:
-    out = augmented(seed, epoch, faithful)
-    means = out.mean(axis=(1, 2, 3), dtype=np.float64) * (255 if faithful else 1)
+def measured(seed: int, epoch: int, released: bool) -> tuple[list[float], str]:
+    out = augmented(seed, epoch, released)
+    means = out.mean(axis=(1, 2, 3), dtype=np.float64) * (255 if released else 1)
     return [round(float(mean), 1) for mean in means], hashlib.sha256(out.tobytes()).hexdigest()[:16]
 
 
@@ -76,10 +76,10 @@ def drawn(name: str) -> list[float]:
     return [round(float(apply_steps(picture, [step], fill).mean()), 1) for step, fill in steps]
 
 
-@pytest.mark.parametrize(("seed", "epoch", "faithful"), IMAGES)
-def test_images(seed: int, epoch: int, faithful: bool) -> None:
-    means, digest = IMAGES[seed, epoch, faithful]
-    found = measured(seed, epoch, faithful)
+@pytest.mark.parametrize(("seed", "epoch", "released"), IMAGES)
+def test_images(seed: int, epoch: int, released: bool) -> None:
+    means, digest = IMAGES[seed, epoch, released]
+    found = measured(seed, epoch, released)
     assert found[0] == means
     assert found[1] == digest
 
@@ -90,6 +90,6 @@ def test_operations() -> None:
 
 def test_the_two_forms_differ_only_in_fill_and_noise() -> None:
     """A sample that neither moves nor loses pixels is the same in both."""
-    right, faithful = augmented(7, 0, False), augmented(7, 0, True)
-    same = [np.array_equal(np.rint(b * 255), a) for a, b in zip(right, faithful, strict=True)]
+    timms, released = augmented(7, 0, False), augmented(7, 0, True)
+    same = [np.array_equal(np.rint(b * 255), a) for a, b in zip(timms, released, strict=True)]
     assert same == [True, False, False, True, True, True, True, True]

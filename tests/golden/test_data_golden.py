@@ -1,6 +1,6 @@
 """Numbers that must not move: an order, crops and images under a fixed seed.
 
-Where one of these changes on purpose, the version of the stages that depend on it has to be raised with it.
+If one of these changes on purpose, raise the version of the stages that depend on it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import itertools
 import numpy as np
 
 from components.data import builtin
-from components.data.crop import RandomCrop, flips, random_boxes
+from components.data.crop import RandomResizedCrop, draw_flips, random_boxes
 from components.data.randomness import sample_keys
-from components.data.sampler import BatchOrder
-from components.data.split import held_out
+from components.data.sampler import BatchSampler, held_out_positions
 
 ORDER_0 = [137, 820, 283, 712, 125, 155, 40, 422]
 ORDER_1 = [259, 580, 973, 435, 666, 28, 537, 255]
@@ -39,19 +38,19 @@ SHAPES = {
 
 
 def test_order() -> None:
-    order = BatchOrder(np.arange(1000), 10, seed=1)
+    order = BatchSampler(np.arange(1000), 10, seed=1)
     assert order.epoch(0)[:8].tolist() == ORDER_0
     assert order.epoch(1)[:8].tolist() == ORDER_1
 
 
 def test_crops_and_flips() -> None:
     keys = sample_keys(np.arange(4), 2)
-    assert random_boxes(RandomCrop(), 1, keys, np.full(4, 256), np.full(4, 341)).tolist() == BOXES
-    assert flips(1, sample_keys(np.arange(16), 2), 0.5).astype(int).tolist() == FLIPS
+    assert random_boxes(RandomResizedCrop(), 1, keys, np.full(4, 256), np.full(4, 341)).tolist() == BOXES
+    assert draw_flips(1, sample_keys(np.arange(16), 2), 0.5).astype(int).tolist() == FLIPS
 
 
 def test_split() -> None:
-    assert sorted(held_out([0] * 10 + [1] * 20, 0.2, 7)) == HELD_OUT
+    assert sorted(held_out_positions([0] * 10 + [1] * 20, 0.2, 7)) == HELD_OUT
 
 
 def test_digits_pixels() -> None:

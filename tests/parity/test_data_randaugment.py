@@ -12,7 +12,7 @@ from timm.data.auto_augment import AugmentOp, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 
 from components.data import augment
-from components.data.randaugment import OPERATIONS, Step, apply_steps, drawn_steps
+from components.data.randaugment import OPERATIONS, Step, apply_steps, draw_steps
 from components.data.randomness import draws
 
 FILL = (124, 116, 104)
@@ -49,7 +49,7 @@ def test_the_operations_are_timms_in_its_order() -> None:
 
 def test_operations_are_drawn_as_often_as_they_should() -> None:
     n = 20000
-    steps = drawn_steps(draws(3, np.arange(n, dtype=np.uint64)[:, None], np.arange(10, dtype=np.uint64)))
+    steps = draw_steps(draws(3, np.arange(n, dtype=np.uint64)[:, None], np.arange(10, dtype=np.uint64)))
     counts = np.bincount([len(one) for one in steps], minlength=3) / n
     assert np.abs(counts - [0.25, 0.5, 0.25]).max() < 0.015
     every = [step for one in steps for step in one]
@@ -65,8 +65,8 @@ def test_operations_are_drawn_as_often_as_they_should() -> None:
 
 def test_rectangles_are_distributed_as_timms() -> None:
     n, height, width = 3000, 40, 60
-    bits = draws(3, np.arange(n, dtype=np.uint64)[:, None], np.arange(augment.DRAWS, dtype=np.uint64))
-    ours = [r for r in augment.drawn_rectangles(bits, 1.0, height, width) if r]
+    bits = draws(3, np.arange(n, dtype=np.uint64)[:, None], np.arange(augment.ERASING_DRAWS, dtype=np.uint64))
+    ours = [r for r in augment.draw_rectangles(bits, 1.0, height, width) if r]
     timms = RandomErasing(1.0, mode="pixel", device="cpu")
     random.seed(0)
     erased = (timms(torch.zeros(n, 1, height, width)) != 0).flatten(2)
@@ -78,5 +78,5 @@ def test_rectangles_are_distributed_as_timms() -> None:
     assert max(r.height for r in ours) < height
     assert max(r.top + r.height for r in ours) == height
     assert min(r.left for r in ours) == 0
-    off = augment.drawn_rectangles(bits, 0.25, height, width)
+    off = augment.draw_rectangles(bits, 0.25, height, width)
     assert abs(sum(r is not None for r in off) / n - 0.25) < 0.03

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.data.crop import CenterCrop, RandomCrop, centred_box, flips, random_boxes, ratio_table
+from components.data.crop import CenterCrop, RandomResizedCrop, centered_box, draw_flips, random_boxes, ratio_table
 from components.data.randomness import below, draws, mix, sample_keys, unit
 from components.errors import UserError
 
-CROPS = [RandomCrop(), RandomCrop((0.9, 1.0), (0.2, 5.0)), RandomCrop((1.0, 1.0), (1.0, 1.0))]
+CROPS = [RandomResizedCrop(), RandomResizedCrop((0.9, 1.0), (0.2, 5.0)), RandomResizedCrop((1.0, 1.0), (1.0, 1.0))]
 
 
 @settings(max_examples=100, deadline=None)
@@ -21,7 +21,9 @@ CROPS = [RandomCrop(), RandomCrop((0.9, 1.0), (0.2, 5.0)), RandomCrop((1.0, 1.0)
     st.lists(st.tuples(st.integers(0, 2**40 - 1), st.integers(1, 700), st.integers(1, 700)), min_size=1, max_size=20),
     st.sampled_from(CROPS),
 )
-def test_boxes_lie_in_the_image(seed: int, epoch: int, samples: list[tuple[int, int, int]], crop: RandomCrop) -> None:
+def test_boxes_lie_in_the_image(
+    seed: int, epoch: int, samples: list[tuple[int, int, int]], crop: RandomResizedCrop
+) -> None:
     indices, heights, widths = map(np.array, zip(*samples, strict=True))
     top, left, h, w = random_boxes(crop, seed, sample_keys(indices, epoch), heights, widths).T
     assert min(top.min(), left.min()) >= 0
@@ -30,18 +32,20 @@ def test_boxes_lie_in_the_image(seed: int, epoch: int, samples: list[tuple[int, 
     assert (left + w <= widths).all()
 
 
-def test_a_sample_is_cropped_the_same_in_any_company() -> None:
+def test_a_crop_does_not_depend_on_the_other_samples_of_the_batch() -> None:
     keys = sample_keys(np.arange(50), 3)
-    together = random_boxes(RandomCrop(), 5, keys, np.full(50, 200), np.full(50, 300))
+    together = random_boxes(RandomResizedCrop(), 5, keys, np.full(50, 200), np.full(50, 300))
     for row in (0, 17, 49):
-        alone = random_boxes(RandomCrop(), 5, keys[row : row + 1], np.array([200]), np.array([300]))
+        alone = random_boxes(RandomResizedCrop(), 5, keys[row : row + 1], np.array([200]), np.array([300]))
         assert alone[0].tolist() == together[row].tolist()
-    other = random_boxes(RandomCrop(), 5, sample_keys(np.arange(50), 4), np.full(50, 200), np.full(50, 300))
+    other = random_boxes(RandomResizedCrop(), 5, sample_keys(np.arange(50), 4), np.full(50, 200), np.full(50, 300))
     assert (together != other).any(axis=1).mean() > 0.9
 
 
 def test_crops_have_the_asked_areas_and_ratios() -> None:
-    boxes = random_boxes(RandomCrop(), 0, sample_keys(np.arange(20000), 0), np.full(20000, 400), np.full(20000, 400))
+    boxes = random_boxes(
+        RandomResizedCrop(), 0, sample_keys(np.arange(20000), 0), np.full(20000, 400), np.full(20000, 400)
+    )
     area, ratio = boxes[:, 2] * boxes[:, 3] / 160000, boxes[:, 3] / boxes[:, 2]
     assert 0.078 < area.min() < 0.09
     assert 0.98 < area.max() <= 1.0
@@ -64,10 +68,10 @@ def _mean_area_of_torchvisions_algorithm() -> float:
 
 def test_flips_follow_their_probability() -> None:
     keys = sample_keys(np.arange(20000), 1)
-    assert not flips(1, keys, 0.0).any()
-    assert flips(1, keys, 1.0).all()
-    assert 0.28 < flips(1, keys, 0.3).mean() < 0.32
-    assert (flips(1, keys, 0.5) != flips(1, sample_keys(np.arange(20000), 2), 0.5)).mean() > 0.45
+    assert not draw_flips(1, keys, 0.0).any()
+    assert draw_flips(1, keys, 1.0).all()
+    assert 0.28 < draw_flips(1, keys, 0.3).mean() < 0.32
+    assert (draw_flips(1, keys, 0.5) != draw_flips(1, sample_keys(np.arange(20000), 2), 0.5)).mean() > 0.45
 
 
 def test_splitmix64_gives_the_published_numbers() -> None:
@@ -77,13 +81,13 @@ def test_splitmix64_gives_the_published_numbers() -> None:
 
 
 @pytest.mark.parametrize("ratio", [(3 / 4, 4 / 3), (0.9, 1.1)])
-def test_the_fallback_is_the_largest_centred_box(ratio: tuple[float, float]) -> None:
-    assert centred_box(100, 100, ratio) == (0, 0, 100, 100)
-    top, left, h, w = centred_box(10, 1000, ratio)
+def test_the_fallback_is_the_largest_centered_box(ratio: tuple[float, float]) -> None:
+    assert centered_box(100, 100, ratio) == (0, 0, 100, 100)
+    top, left, h, w = centered_box(10, 1000, ratio)
     assert (top, h) == (0, 10)
     assert abs(left + w / 2 - 500) <= 0.5
     assert w == np.floor(10 * ratio[1] + 0.5)
-    assert centred_box(1000, 10, ratio)[3] == 10
+    assert centered_box(1000, 10, ratio)[3] == 10
 
 
 def test_numba_and_numpy_agree_in_every_bit() -> None:
@@ -100,8 +104,8 @@ def test_numba_and_numpy_agree_in_every_bit() -> None:
             for key, h, w in zip(keys, *sizes, strict=True)
         ]
         assert ours.tolist() == [list(box) for box in theirs]
-        mirrored = [kernels.mirrored(np.uint64(seed), key, 0.5) for key in keys]
-        assert flips(seed, keys, 0.5).tolist() == mirrored
+        mirrored = [kernels.is_flipped(np.uint64(seed), key, 0.5) for key in keys]
+        assert draw_flips(seed, keys, 0.5).tolist() == mirrored
 
 
 def test_random_numbers_are_uniform() -> None:
@@ -113,10 +117,10 @@ def test_random_numbers_are_uniform() -> None:
 
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.5)])
 def test_impossible_crops_are_refused(scale: tuple[float, float]) -> None:
-    with pytest.raises(UserError, match="crop scale"):
-        RandomCrop(scale=scale)
+    with pytest.raises(UserError, match="scale: not a range"):
+        RandomResizedCrop(scale=scale)
 
 
-def test_impossible_centre_crops_are_refused() -> None:
-    with pytest.raises(UserError, match="crop_ratio"):
+def test_impossible_center_crops_are_refused() -> None:
+    with pytest.raises(UserError, match="crop_pct"):
         CenterCrop(0.0)

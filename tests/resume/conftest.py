@@ -17,7 +17,7 @@ def data(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("digits")
     objects = ObjectStore(str(folder / "objects"), folder / "cache")
-    config = {"source": "digits", "side": 32, "mode": "raw", "limit_train": 100, "limit_val": 20}
+    config = {"source": "digits", "max_short_side": 32, "mode": "raw", "max_train_images": 100, "max_val_images": 20}
     job = StageJob(
         StageSpec(name="digits", kind="encode", config=config, seed=0, fingerprint="d" * 64), {}, Run(folder), objects
     )

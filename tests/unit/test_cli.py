@@ -45,8 +45,8 @@ def test_help_names_every_command():
         (("plan", "quickstart", "--set", "adversarial.attack.eps=8"), "stages.adversarial.attack.eps"),
         (("run", "quickstart", "--again", "adversaril"), "did you mean 'adversarial'"),
         (("run", "quickstart", "--on", "mars"), "--on"),
-        (("run", "quickstart", "--on", "kubeflow", "--again", "pretrain"), "--again: means nothing on a cluster"),
-        (("run", "quickstart", "--on", "kubeflow", "-j", "3"), "--jobs: means nothing on a cluster"),
+        (("run", "quickstart", "--on", "kubeflow", "--again", "pretrain"), "--again: has no effect on a cluster"),
+        (("run", "quickstart", "--on", "kubeflow", "-j", "3"), "--jobs: has no effect on a cluster"),
         (("cancel", "some-run"), "ROBUSTRAIN_KFP_HOST"),
         (("results",), "no run is known here"),
         (("report",), "no run is known here"),
@@ -106,14 +106,14 @@ def test_a_home_that_is_a_file_is_said(tmp_path):
 
 def test_a_run_needs_the_training_packages_and_a_plan_does_not(tmp_path, monkeypatch):
     from components.store.settings import StorageSettings
-    from pipeline import doctor, running
+    from pipeline import doctor, run_command
 
     monkeypatch.setenv("ROBUSTRAIN_HOME", str(tmp_path / "home"))
-    running.check_machine()
+    run_command.check_machine()
     version = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: "" if name == "torch" else version(name))
     with pytest.raises(UserError, match=r"training: not installed: torch.*pip install .*\[train\]"):
-        running.check_machine()
+        run_command.check_machine()
     [training] = [f for f in doctor.examine(StorageSettings.from_environment()) if f.what == "training"]
     assert training.state == "warning"
 
@@ -194,3 +194,19 @@ def test_no_space_is_said_before_anything_runs(tmp_path, monkeypatch):
     [space] = [finding for finding in found if finding.what == "space"]
     assert space.state == "error"
     assert "0.1 GB free" in space.fact
+
+
+@pytest.mark.parametrize(("options", "level"), [((), ""), (("-v",), "info"), (("--verbose", "-vv"), "debug")])
+def test_verbose_sets_the_log_level_of_the_command_and_of_its_children(monkeypatch, options, level):
+    monkeypatch.setattr("pipeline.cli.set_up_logging", lambda default: None)
+    monkeypatch.setenv("ROBUSTRAIN_LOG_LEVEL", "")
+    assert CliRunner().invoke(app, [*options, "recipes"]).exit_code == 0
+    assert os.environ["ROBUSTRAIN_LOG_LEVEL"] == level
+
+
+def test_a_wrong_log_level_is_one_line(tmp_path):
+    done = robustrain("recipes", home=tmp_path, ROBUSTRAIN_LOG_LEVEL="loud")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: ROBUSTRAIN_LOG_LEVEL: unknown log level (got 'loud'). use one of: debug, info, warning, error.\n"
+    )

@@ -1,7 +1,10 @@
-"""The images' files, which are built elsewhere: what they name exists, and their versions are the project's."""
+"""The Dockerfiles: the files and modules that they name exist, and their versions are the project's."""
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,7 +27,7 @@ def instructions(name: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_copied_exists_and_is_not_ignored(name: str) -> None:
+def test_copied_files_exist_and_are_not_ignored(name: str) -> None:
     ignored = (ROOT / "docker" / f"{name}.dockerignore").read_text().splitlines()
     kept = [line[1:] for line in ignored if line.startswith("!")]
     for word, rest in instructions(name):
@@ -46,6 +49,29 @@ def test_every_installation_is_locked_and_every_stage_has_one_base(name: str) ->
     for command in re.findall(r"pip install (.*?)(?:&&|$)", "\n".join(runs), flags=re.MULTILINE):
         assert "-c requirements.lock" in command or "--no-deps" in command, command
     assert {rest.split()[0] for word, rest in instructions(name) if word == "FROM"} == {"${PYTHON_IMAGE}"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_modules_that_the_image_imports_exist(name: str) -> None:
+    """An import that fails ends the build, and no test builds an image."""
+    text = (ROOT / "docker" / name).read_text()
+    trees = [ast.parse(code) for code in re.findall(r'python -c "([^"]*)"', text)]
+    modules = {
+        alias.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    members = [
+        (node.module, alias.name)
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert modules or members, "the image checks nothing"
+    # FFCV's wheel is built by the image itself; this machine may have none.
+    for module in modules - {"ffcv"}:
+        assert importlib.util.find_spec(module), module
+    for module, member in members:
+        assert hasattr(importlib.import_module(str(module)), member), f"{module}.{member}"
 
 
 def test_ray_in_the_image_is_the_version_that_the_job_names() -> None:

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: they render, they fit together, and the Role grants what the launcher asks for and no more."""
+"""The Kubernetes manifests: they render, they fit together, and the Role grants the launcher's calls and no others."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ K8S = Path(__file__).parents[2] / "k8s"
 SAMPLE = K8S / "samples" / "rayjob.yaml"
 UPDATE = "UPDATE_SAMPLES"
 SAMPLE_HEADER = f"""\
-# What the launcher creates for one stage of a run: adversarial training on two workers of four GPUs each.
-# Written by the launcher's own code; a test compares. To write it anew after a change:
+# The RayJob that the launcher creates for one stage: adversarial training on two workers of four GPUs each.
+# Rendered by the launcher; a test compares. To write it again after a change:
 #   {UPDATE}=1 pytest tests/unit/test_cluster_kustomize.py
 """
 
@@ -49,7 +49,7 @@ def role() -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("folder", ["base", "overlays/example"])
-def test_kustomize_renders_what_belongs_together(folder: str) -> None:
+def test_kustomize_renders_objects_that_refer_to_each_other(folder: str) -> None:
     found = kustomize(folder)
     assert set(found) == {"Namespace", "ServiceAccount", "Role", "RoleBinding", "ConfigMap"}
     space = found["Namespace"][0]["metadata"]["name"]
@@ -62,7 +62,7 @@ def test_kustomize_renders_what_belongs_together(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", ["base", "overlays/example"])
-def test_the_config_map_is_one_that_the_launcher_reads(folder: str) -> None:
+def test_the_launcher_reads_the_config_map(folder: str) -> None:
     config = kustomize(folder)["ConfigMap"][0]
     settings = RayJobSettings.from_environment({**config["data"], "POD_NAMESPACE": "team"})
     assert settings.image == config["data"]["ROBUSTRAIN_IMAGE"]
@@ -72,8 +72,8 @@ def test_the_config_map_is_one_that_the_launcher_reads(folder: str) -> None:
         assert settings.node_selector
 
 
-def test_the_role_grants_exactly_what_the_launcher_asks_for() -> None:
-    asked: set[tuple[str, str]] = set()
+def test_the_role_grants_exactly_the_launchers_calls() -> None:
+    requested: set[tuple[str, str]] = set()
     lines = ["2026-11-22T10:00:00Z hello"]
     good = Cluster(on_create=script(("Running", "RUNNING"), ("Complete", "SUCCEEDED"), pause=0.4))
     good.on_pods = submitter(lines)
@@ -88,11 +88,11 @@ def test_the_role_grants_exactly_what_the_launcher_asks_for() -> None:
     with connected(left) as api:
         cancel(MINE.run_id, namespace=MINE.namespace, timing=MINE.timing, api=api)
     for cluster in (good, bad, left):
-        asked |= set(cluster.asked)
-    assert asked == role()
+        requested |= set(cluster.requests)
+    assert requested == role()
 
 
-def test_the_sample_is_what_the_launcher_renders() -> None:
+def test_the_sample_is_rendered_by_the_launcher() -> None:
     settings = RayJobSettings(
         image="registry.example.com/robustrain/train:0.1.0",
         namespace="robustrain",

@@ -1,4 +1,4 @@
-"""Heavy augmentation in the loader: pure in (seed, epoch, sample), with its two faithful oddities where asked for."""
+"""Heavy augmentation in the loader: pure in (seed, epoch, sample), also in the form of the paper's released code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from components.data.augment import HeavyAugmentation
 from components.data.beton_writer import BetonWriter
-from components.data.encode_image import EncodeSettings, encode_pixels
+from components.data.encode import EncodeSettings, encode_pixels
 from components.data.loader import Loader, open_loader
-from components.data.manifest import DataManifest, SplitManifest, StoredFile
+from components.data.manifest import DataManifest, SplitManifest
 from components.data.randomness import sample_keys
 from components.store.objects import ObjectStore
 
@@ -28,7 +28,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Any:
         for image in images:
             writer.add(encode_pixels(image, 0, EncodeSettings(32, "raw")))
     ref = store.put(Path(folder / "x.beton"), "x.beton")
-    split = SplitManifest(object=StoredFile(**ref.as_dict()), n=N, max_height=32, max_width=32, per_class=(N,))
+    split = SplitManifest(**ref.as_dict(), num_images=N)
     manifest = DataManifest(name="x", classes=("a",), splits={"train": split}, encode={})
 
     def open_it(**options: Any) -> Loader:
@@ -46,32 +46,34 @@ def by_sample(loader: Loader, epoch: int, start: int = 0) -> dict[int, bytes]:
     }
 
 
-@pytest.mark.parametrize("faithful", [True, False])
+@pytest.mark.parametrize("released", [True, False])
 def test_nothing_but_seed_epoch_and_sample_changes_an_image(
-    opened: Any, faithful: bool, monkeypatch: pytest.MonkeyPatch
+    opened: Any, released: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("components.data.native_engine.SMALLEST_PIECE", 1)
-    augment = HeavyAugmentation.of(7, faithful=faithful)
-    whole = by_sample(opened(augment=augment, threads=1), 3)
+    augment = HeavyAugmentation.of(7, match_released_code=released)
+    whole = by_sample(opened(augment=augment, num_threads=1), 3)
     assert len(whole) == N
-    assert by_sample(opened(augment=augment, threads=3, batch_size=20), 3) == whole
-    tail = by_sample(opened(augment=augment, threads=2), 3, 2)
+    assert by_sample(opened(augment=augment, num_threads=3, batch_size=20), 3) == whole
+    tail = by_sample(opened(augment=augment, num_threads=2), 3, 2)
     assert len(tail) == N - 24
     assert tail == {index: whole[index] for index in tail}
-    ranks = [by_sample(opened(augment=augment, rank=rank, world=2), 3) for rank in range(2)]
+    ranks = [by_sample(opened(augment=augment, rank=rank, world_size=2), 3) for rank in range(2)]
     assert ranks[0] | ranks[1] == whole
     assert by_sample(opened(augment=augment), 4) != whole
-    assert by_sample(opened(augment=HeavyAugmentation.of(8, faithful=faithful)), 3) != whole
+    assert by_sample(opened(augment=HeavyAugmentation.of(8, match_released_code=released)), 3) != whole
 
 
-def test_the_right_form_stays_in_the_image_and_the_faithful_one_does_not(opened: Any) -> None:
-    right = next(opened(augment=HeavyAugmentation.of(1, faithful=False)).epoch(0)).images
-    faithful = np.concatenate([b.images for b in opened(augment=HeavyAugmentation.of(1, faithful=True)).epoch(0)])
-    assert right.dtype == np.uint8
-    assert faithful.dtype == np.float32
-    assert -6 < faithful.min() < -2
-    assert 2 < faithful.max() < 6
-    outside = ((faithful < 0) | (faithful > 1)).any((1, 2, 3))
+def test_timms_form_stays_in_the_image_and_the_released_codes_form_does_not(opened: Any) -> None:
+    timms = next(opened(augment=HeavyAugmentation.of(1, match_released_code=False)).epoch(0)).images
+    released = np.concatenate(
+        [b.images for b in opened(augment=HeavyAugmentation.of(1, match_released_code=True)).epoch(0)]
+    )
+    assert timms.dtype == np.uint8
+    assert released.dtype == np.float32
+    assert -6 < released.min() < -2
+    assert 2 < released.max() < 6
+    outside = ((released < 0) | (released > 1)).any((1, 2, 3))
     assert 0.1 < outside.mean() < 0.45
 
 

@@ -1,4 +1,4 @@
-"""The native loader: order, pixels and what its batches do not depend on."""
+"""The native loader: order and pixels, and that batches do not depend on threads, ranks or the start."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import pytest
 from PIL import Image
 
 from components.data import jpeg, loader
-from components.data.beton_format import HEADER, ROW
-from components.data.beton_writer import BetonWriter
-from components.data.crop import CenterCrop, RandomCrop, random_boxes
-from components.data.encode_image import EncodeSettings, encode_pixels
+from components.data.beton_writer import HEADER, ROW, BetonWriter
+from components.data.crop import CenterCrop, RandomResizedCrop, random_boxes
+from components.data.encode import EncodeSettings, encode_pixels
 from components.data.loader import Loader, open_loader
-from components.data.manifest import DataManifest, SplitManifest, StoredFile
+from components.data.manifest import DataManifest, SplitManifest
 from components.data.randomness import sample_keys
 from components.errors import UserError
 from components.store.objects import ObjectStore
@@ -40,7 +39,7 @@ class Encoded:
             for image, label in zip(self.images, self.labels, strict=True):
                 writer.add(encode_pixels(image, int(label), EncodeSettings(512, mode, 95)))
         ref = self.store.put(path, path.name)
-        split = SplitManifest(object=StoredFile(**ref.as_dict()), n=N, max_height=90, max_width=90, per_class=(N,))
+        split = SplitManifest(**ref.as_dict(), num_images=N)
         return DataManifest(name="blobs", classes=tuple("abcde"), splits={"train": split}, encode={})
 
     def open(self, mode: str = "raw", **options: Any) -> Loader:
@@ -62,7 +61,7 @@ def contents(batches: Any) -> list[tuple[bytes, list[int], list[int]]]:
     return [(batch.images.tobytes(), batch.labels.tolist(), batch.indices.tolist()) for batch in batches]
 
 
-def test_batches_are_what_they_say(encoded: Encoded) -> None:
+def test_batches_have_the_documented_shapes_and_labels(encoded: Encoded) -> None:
     opened = encoded.open()
     batches = list(opened.epoch(0))
     assert (opened.engine, opened.num_batches, len(batches)) == ("native", 4, 4)
@@ -75,7 +74,7 @@ def test_batches_are_what_they_say(encoded: Encoded) -> None:
 @pytest.mark.parametrize("mode", ["raw", "jpg"])
 def test_threads_do_not_change_a_batch(encoded: Encoded, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("components.data.native_engine.SMALLEST_PIECE", 1)
-    one, three = encoded.open(mode, threads=1), encoded.open(mode, threads=3)
+    one, three = encoded.open(mode, num_threads=1), encoded.open(mode, num_threads=3)
     assert contents(one.epoch(2)) == contents(three.epoch(2))
     assert contents(one.epoch(2)) != contents(one.epoch(3))
 
@@ -88,10 +87,12 @@ def test_an_epoch_goes_on_at_any_batch(encoded: Encoded) -> None:
         assert contents(encoded.open(drop_last=False).epoch(4, start)) == whole[start:]
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_share_the_global_batches(encoded: Encoded, world: int) -> None:
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_the_global_batches(encoded: Encoded, world_size: int) -> None:
     whole = list(encoded.open(drop_last=False).epoch(1))
-    ranks = [list(encoded.open(drop_last=False, rank=rank, world=world).epoch(1)) for rank in range(world)]
+    ranks = [
+        list(encoded.open(drop_last=False, rank=rank, world_size=world_size).epoch(1)) for rank in range(world_size)
+    ]
     for k, batch in enumerate(whole):
         parts = [part[k] for part in ranks]
         assert np.array_equal(np.concatenate([part.images for part in parts]), batch.images)
@@ -100,11 +101,11 @@ def test_ranks_share_the_global_batches(encoded: Encoded, world: int) -> None:
 
 def test_crops_are_cut_where_crop_says(encoded: Encoded) -> None:
     """At full size and without flips a crop of exactly the output's size is copied pixel by pixel."""
-    opened = encoded.open(flip=0.0, crop=RandomCrop((0.2, 0.3)), resolution=24)
+    opened = encoded.open(hflip=0.0, crop=RandomResizedCrop((0.2, 0.3)), resolution=24)
     batch = next(opened.epoch(3))
     keys, found = sample_keys(batch.indices, 3), 0
     sizes = np.array([encoded.images[index].shape[:2] for index in batch.indices])
-    boxes = random_boxes(RandomCrop((0.2, 0.3)), 5, keys, sizes[:, 0], sizes[:, 1])
+    boxes = random_boxes(RandomResizedCrop((0.2, 0.3)), 5, keys, sizes[:, 0], sizes[:, 1])
     for image, index, (top, left, height, width) in zip(batch.images, batch.indices, boxes, strict=True):
         part = encoded.images[index][top : top + height, left : left + width]
         expected = np.asarray(Image.fromarray(part).resize((24, 24), Image.Resampling.BILINEAR))
@@ -113,8 +114,8 @@ def test_crops_are_cut_where_crop_says(encoded: Encoded) -> None:
 
 
 def test_flips_mirror_about_the_asked_share(encoded: Encoded) -> None:
-    plain = list(encoded.open(flip=0.0).epoch(0))
-    mixed = list(encoded.open(flip=0.5).epoch(0))
+    plain = list(encoded.open(hflip=0.0).epoch(0))
+    mixed = list(encoded.open(hflip=0.5).epoch(0))
     flipped = 0
     for one, other in zip(plain, mixed, strict=True):
         for a, b in zip(one.images, other.images, strict=True):
@@ -171,14 +172,14 @@ def test_a_subset_stays_a_subset(encoded: Encoded) -> None:
 
 def test_damage_that_only_reading_finds_is_raised_in_the_caller(encoded: Encoded, tmp_path: Path) -> None:
     manifest = encoded.manifests["jpg"]
-    data = bytearray(Path(manifest.splits["train"].object.uri).read_bytes())
+    data = bytearray(Path(manifest.splits["train"].uri).read_bytes())
     ptr = int(np.frombuffer(data, ROW, N, 24 + 2 * 1041)["image"]["ptr"][17])
     data[ptr : ptr + 2] = b"\0\0"
     assert np.frombuffer(data, HEADER, 1)["num_samples"][0] == N
     store = ObjectStore(str(tmp_path / "objects"), tmp_path / "cache")
     (tmp_path / "x.beton").write_bytes(data)
     ref = store.put(tmp_path / "x.beton", "x.beton")
-    split = manifest.splits["train"].model_copy(update={"object": StoredFile(**ref.as_dict())})
+    split = manifest.splits["train"].model_copy(update=ref.as_dict())
     opened = open_loader(
         manifest.model_copy(update={"splits": {"train": split}}),
         "train", store, batch_size=30, resolution=24, seed=0, train=True,
@@ -189,10 +190,10 @@ def test_damage_that_only_reading_finds_is_raised_in_the_caller(encoded: Encoded
 
 def test_a_changed_file_is_refused_by_its_digest(encoded: Encoded, tmp_path: Path) -> None:
     store = ObjectStore(str(tmp_path / "objects"), tmp_path / "cache")
-    source = Path(encoded.manifests["raw"].splits["train"].object.uri)
+    source = Path(encoded.manifests["raw"].splits["train"].uri)
     (tmp_path / "x.beton").write_bytes(source.read_bytes())
     ref = store.put(tmp_path / "x.beton", "x.beton")
-    split = encoded.manifests["raw"].splits["train"].model_copy(update={"object": StoredFile(**ref.as_dict())})
+    split = encoded.manifests["raw"].splits["train"].model_copy(update=ref.as_dict())
     manifest = encoded.manifests["raw"].model_copy(update={"splits": {"train": split}})
     with Path(ref.uri).open("r+b") as file:
         file.seek(3 << 20)
@@ -201,10 +202,10 @@ def test_a_changed_file_is_refused_by_its_digest(encoded: Encoded, tmp_path: Pat
         open_loader(manifest, "train", store, batch_size=30, resolution=24, seed=0, train=True)
 
 
-def test_ffcv_where_it_does_not_import_is_said(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asking_for_ffcv_without_ffcv_is_refused(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
     from components.data import ffcv_engine
 
-    monkeypatch.setattr(ffcv_engine, "why_not", lambda: "ImportError: libopencv")
+    monkeypatch.setattr(ffcv_engine, "import_error", lambda: "ImportError: libopencv")
     with pytest.raises(UserError, match=r"FFCV does not import \(ImportError: libopencv\).*make setup"):
         encoded.open(engine="ffcv")
     monkeypatch.setattr(loader, "WORTH_FFCV", 10)
@@ -221,7 +222,7 @@ def test_auto_takes_ffcv_for_large_training_sets(encoded: Encoded, monkeypatch: 
         def __init__(self, *arguments: object) -> None:
             pass
 
-    monkeypatch.setattr(ffcv_engine, "why_not", lambda: "")
+    monkeypatch.setattr(ffcv_engine, "import_error", lambda: "")
     monkeypatch.setattr(ffcv_engine, "FfcvEngine", Stub)
     assert encoded.open(engine="auto").engine == "native"
     monkeypatch.setattr(loader, "WORTH_FFCV", N)
@@ -230,11 +231,13 @@ def test_auto_takes_ffcv_for_large_training_sets(encoded: Encoded, monkeypatch: 
     assert encoded.open(engine="auto", train=False).engine == "native"
 
 
-def test_without_libjpeg_turbo_the_decoder_says_so(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loader_names_its_jpeg_decoder(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert encoded.open("jpg").jpeg_decoder == "libjpeg-turbo"
     turbo = list(encoded.open("jpg").epoch(0))
     monkeypatch.setattr(jpeg, "_turbo", lambda: None)
     opened = encoded.open("jpg")
-    assert opened.decoder == "opencv"
+    assert opened.jpeg_decoder == "opencv"
+    assert encoded.open("raw").jpeg_decoder == "none"
     for one, other in zip(turbo, opened.epoch(0), strict=True):
         assert np.abs(one.images.astype(int) - other.images).max() <= 12
 
@@ -243,7 +246,7 @@ def test_without_libjpeg_turbo_the_decoder_says_so(encoded: Encoded, monkeypatch
     ("options", "words"),
     [
         ({"batch_size": 91}, "do not fill one batch"),
-        ({"world": 3}, "does not divide"),
+        ({"world_size": 3}, "does not divide"),
         ({"indices": [90]}, "no such sample"),
     ],
 )

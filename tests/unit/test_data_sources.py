@@ -1,4 +1,4 @@
-"""Where images come from: built-in sets, folders, archives, and what is wrong with them."""
+"""Sources of images: built-in sets, folders, archives, and the errors for unusable ones."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_labels_follow_sorted_class_names(folder: Callable[..., Path], tmp_path:
     assert source.notes == ()
 
 
-def test_a_missing_val_is_split_off_and_said(folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_missing_val_is_split_off_and_noted(folder: Callable[..., Path], tmp_path: Path) -> None:
     root = folder(train={"a": 20, "b": 10})
     config = EncodeConfig(source=str(root), val_fraction=0.2, seed=4)
     one, same = (open_source(config, tmp_path / "w") for _ in range(2))
@@ -80,9 +80,9 @@ def test_a_missing_val_is_split_off_and_said(folder: Callable[..., Path], tmp_pa
     assert other.splits["val"] != one.splits["val"]
 
 
-def test_limits_are_even_over_classes_and_said(folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_limits_are_even_over_classes_and_noted(folder: Callable[..., Path], tmp_path: Path) -> None:
     root = folder(train={"a": 20, "b": 10}, val={"a": 3, "b": 3})
-    source = open_source(EncodeConfig(source=str(root), limit_train=8, limit_val=100), tmp_path / "w")
+    source = open_source(EncodeConfig(source=str(root), max_train_images=8, max_val_images=100), tmp_path / "w")
     assert Counter(item.label for item in source.splits["train"]) == {0: 4, 1: 4}
     assert len(source.splits["val"]) == 6
     assert source.notes == ("train was limited to 8 of 30 images (seed 0)",)
@@ -117,7 +117,7 @@ def test_a_broken_archive_is_refused_and_not_trusted_later(
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])
     config = EncodeConfig(source=str(archive))
-    with pytest.raises(UserError, match=r"set\.tar.*no whole tar archive"):
+    with pytest.raises(UserError, match=r"set\.tar.*not a complete tar archive"):
         open_source(config, tmp_path / "w")
     archive.write_bytes(whole)
     assert len(open_source(config, tmp_path / "w").splits["train"]) == 72
@@ -151,7 +151,7 @@ def test_errors_name_the_place_and_the_remedy(folder: Callable[..., Path], tmp_p
         open_source(EncodeConfig(source=str(tmp_path / "flat")), tmp_path / "w")
 
 
-def test_hidden_and_foreign_files_are_passed_over(folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_hidden_and_foreign_files_are_ignored(folder: Callable[..., Path], tmp_path: Path) -> None:
     root = folder(train={"a": 2, "b": 2}, val={"a": 1})
     (root / "train" / "a" / "._0.png").write_bytes(b"AppleDouble")
     (root / "train" / "a" / "README.md").write_text("x")
@@ -186,7 +186,9 @@ def test_the_digest_of_other_sources() -> None:
         source_digest(EncodeConfig(source="/nowhere"))
 
 
-@pytest.mark.parametrize("wrong", [{"side": 4}, {"mode": "png"}, {"quality": 101}, {"page_size": 3000000}, {"sid": 32}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_short_side": 4}, {"mode": "png"}, {"quality": 101}, {"page_size": 3000000}, {"sid": 32}]
+)
 def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         EncodeConfig.model_validate({"source": "digits", **wrong})

@@ -1,4 +1,4 @@
-"""The encode stage as a whole: manifest, stored files, a second try, and errors that leave nothing to trust."""
+"""The encode stage as a whole: manifest, stored files, a second attempt, and errors that leave no manifest."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from components.data import stage
+from components.data.beton_reader import BetonFile
 from components.data.config import EncodeConfig
 from components.data.loader import open_loader
 from components.data.manifest import read_manifest
@@ -56,7 +57,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def job(tmp_path: Path, source: Path | str, **options: Any) -> Any:
-    config = EncodeConfig(source=str(source), side=16, **options).model_dump(mode="json")
+    config = EncodeConfig(source=str(source), max_short_side=16, **options).model_dump(mode="json")
     store = ObjectStore(str(tmp_path / "objects"), tmp_path / "cache")
     spec = SimpleNamespace(config=config, fingerprint="f" * 64)
     return SimpleNamespace(spec=spec, run=Run(tmp_path / "work"), objects=store, inputs={})
@@ -76,8 +77,10 @@ def test_a_folder_becomes_a_manifest_and_two_files(images: Path, tmp_path: Path)
     manifest = read_manifest(tmp_path / "work" / "manifest.json")
     assert work.run.saved == {"manifest.json": (tmp_path / "work" / "manifest.json").read_text()}
     assert manifest.classes == ("cat", "dog")
-    assert manifest.splits["val"].per_class == (3, 3)
-    assert (manifest.splits["train"].max_height, manifest.splits["train"].max_width) == (16, 21)
+    assert {name: split.num_images for name, split in manifest.splits.items()} == {"train": 24, "val": 6}
+    train, val = (BetonFile(work.objects.get(manifest.splits[name].object_ref)) for name in ("train", "val"))
+    assert val.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (train.heights.max(), train.widths.max()) == (16, 21)
     assert ("encode train", 24, 24) in work.run.phases
     loaded = open_loader(manifest, "val", work.objects, batch_size=4, resolution=16, seed=0, train=False)
     assert [len(batch.labels) for batch in loaded.epoch(0)] == [4, 2]
@@ -124,7 +127,9 @@ def test_errors_leave_no_manifest(images: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "work").glob("manifest*"))
 
 
-def test_a_full_store_is_said(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_store_is_one_error_without_a_manifest(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(local: Path, key: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -139,7 +144,7 @@ def test_the_same_source_gives_the_same_files(images: Path, tmp_path: Path) -> N
     digests = []
     for name, workers in (("one", 1), ("two", 2)):
         (tmp_path / name).mkdir()
-        stage.run(work := job(tmp_path / name, images, workers=workers))
+        stage.run(work := job(tmp_path / name, images, num_workers=workers))
         manifest = read_manifest(work.run.workdir / "manifest.json")
         digests.append([split.sha256 for split in manifest.splits.values()])
     assert digests[0] == digests[1]

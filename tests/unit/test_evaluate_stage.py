@@ -8,6 +8,7 @@ from PIL import Image
 import components.models  # noqa: F401
 from components.errors import UserError
 from components.evaluate import pyautoattack_adapter, unit_worker
+from components.store.tracking import Tracking
 from tests.digits_model import ENCODE, PRETRAIN, fit
 
 KEYS = [
@@ -63,8 +64,9 @@ def read(stage, name):
     return json.loads(stage.path(f"results/{name}.json").read_text())
 
 
-def test_results_verdicts_and_gallery(run_stage, trained, digits):
+def test_results_verdicts_and_gallery(run_stage, trained, digits, storage):
     stage = evaluated(run_stage, trained, digits)
+    assert Tracking(storage).client.get_run(stage.run_id).data.params["jpeg_decoder"] == "none"
     found, images = read(stage, "results"), read(stage, "verdicts")["resolutions"][0]["images"]
     first, second = found["rows"]
     assert [list(row)[: len(KEYS)] for row in found["rows"]] == [KEYS, KEYS]
@@ -184,7 +186,9 @@ def test_impossible_threats_are_refused_before_any_work(run_stage, trained, digi
 
 def test_a_model_of_other_classes_is_refused(run_stage, trained):
     shapes = run_stage(
-        "encode", {"source": "shapes", "side": 32, "mode": "raw", "limit_train": 40, "limit_val": 40}, name="shapes"
+        "encode",
+        {"source": "shapes", "max_short_side": 32, "mode": "raw", "max_train_images": 40, "max_val_images": 40},
+        name="shapes",
     )
     with pytest.raises(UserError, match="'net' has 10 classes and the data set 'shapes'"):
         evaluated(run_stage, trained, shapes)

@@ -25,7 +25,7 @@ stages:
     warmup_epochs: 1
     model: {name: convnext_micro, stem: "{stem}"}
     attack: "{threat}"
-    probe: {eps: "{threat.eps}"}
+    validation: {eps: "{threat.eps}"}
   evaluate-{stem}-{threat}: {model: "adversarial-{stem}-{threat}", threats: ["{threat}"]}
 """
 
@@ -59,7 +59,7 @@ def test_a_whole_placeholder_is_the_value_and_one_inside_a_text_the_label():
     made = stages["adversarial-c-l2"]
     assert made["model"]["stem"] == "conv"
     assert made["attack"] == {"norm": "L2", "eps": 1.5}
-    assert made["probe"]["eps"] == 1.5
+    assert made["validation"]["eps"] == 1.5
     assert stages["evaluate-p-linf"] == {"model": "adversarial-p-linf", "threats": [{"norm": "Linf", "eps": "8/255"}]}
 
 
@@ -153,13 +153,13 @@ def changed(name, entry, **matrix):
         (document(stem=[]), "matrix.stem: an axis is a list of scalars or a mapping"),
         (document(stem="conv"), "matrix.stem: an axis is a list of scalars or a mapping"),
         ({**document(), "matrix": ["stem"]}, "matrix: a matrix is a mapping of its axes"),
-        (document(stem=["patch", {"a": 1}]), "matrix.stem: a value in a list has to be a scalar"),
-        (document(stem=["patch", None]), "matrix.stem: a value in a list has to be a scalar"),
+        (document(stem=["patch", {"a": 1}]), "matrix.stem: a value in a list must be a scalar"),
+        (document(stem=["patch", None]), "matrix.stem: a value in a list must be a scalar"),
         (document(stem=["Patch"]), "matrix.stem: a label becomes part of stage names"),
         (document(stem=["4/255"]), "(got '4/255')"),
         (document(stem=[0.15]), "write the axis as label: value with another label"),
         (document(stem=["patch", "patch"]), "matrix.stem: this value is on the axis twice (got 'patch')"),
-        (document(stems=["a"]), "matrix: no stage's name holds this axis, did you mean 'stem'? (got 'stems')"),
+        (document(stems=["a"]), "matrix: this axis is in no stage's name, did you mean 'stem'? (got 'stems')"),
         (
             changed("evaluate-{stam}", {}),
             "stages.evaluate-{stam}: there is no such axis, did you mean 'stem'? (got '{stam}'). The axes are",
@@ -170,7 +170,7 @@ def changed(name, entry, **matrix):
         ),
         (
             changed("evaluate-{stem}", {"model": "adversarial-{stem}-{threat}"}),
-            "stages.evaluate-{stem}.model: the stage's name does not hold this axis (got '{threat}')",
+            "stages.evaluate-{stem}.model: this axis is not in the stage's name (got '{threat}')",
         ),
         (
             changed("evaluate-{stem}", {"threats": [{"eps": "{threats.eps}"}]}),
@@ -181,8 +181,11 @@ def changed(name, entry, **matrix):
             "stages.x-{threat}.eps: this value has no such key, did you mean 'eps'? (got '{threat.epz}')",
         ),
         (changed("x-{stem}", {"eps": "{stem.eps}"}), "which has: no keys"),
-        (changed("x-{threat.eps}", {}), "a name takes labels, not parts of values"),
-        (changed("evaluate-conv-l2", {}), "two stages have this name: 'evaluate-{stem}-{threat}' makes it too"),
+        (changed("x-{threat.eps}", {}), "a stage's name can contain labels, not parts of values"),
+        (
+            changed("evaluate-conv-l2", {}),
+            "two stages have this name; the other one comes from 'evaluate-{stem}-{threat}'",
+        ),
         (changed("evaluate-{stem}-with-a-very-long-name", {}, stem=["convolutional"]), "at most 36"),
         (changed("{stem}", {}, stem=["4"]), "stages.{stem}: a stage's name has at most 36"),
         ({"name": "x", "stages": {"evaluate-{stem}": {}}}, "(none: the recipe has no matrix)"),

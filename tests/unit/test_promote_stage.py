@@ -123,6 +123,7 @@ def test_only_a_better_model_becomes_champion(promoted, storage):
     assert any("\N{MINUS SIGN}10.0 points" in reason for reason in answer.result["reasons"])
     better, answer = promoted(45, 3, significant=True)
     assert answer.result["promoted"] is True
+    assert any("paired difference to the champion: 95" in reason for reason in answer.result["reasons"])
     assert registry.champion("digits-net").run_id == better.run_id
     assert registry.get("digits-net", "previous").run_id == first.run_id
     decision = json.loads(answer.path("decision.json").read_text())

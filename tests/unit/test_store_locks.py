@@ -18,7 +18,7 @@ def test_a_claim_is_seen_while_it_is_held_and_not_after(tmp_path):
 def test_a_lock_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "home").write_text("no folder")
     with (
-        pytest.raises(UserError, match=r"home/locks/a\.lock: this lock cannot be taken.*ROBUSTRAIN_HOME"),
+        pytest.raises(UserError, match=r"home/locks/a\.lock: this lock file cannot be created.*ROBUSTRAIN_HOME"),
         file_lock(tmp_path / "home" / "locks" / "a.lock"),
     ):
         raise AssertionError("there is no lock")

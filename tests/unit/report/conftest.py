@@ -167,7 +167,7 @@ def sample(folder: Path) -> list[ReportStage]:
         run_id="e" * 32,
         fingerprint="0123456789abcdef" * 4,
         state="reused",
-        config={"source": "digits", "side": 32},
+        config={"source": "digits", "max_short_side": 32},
         result={"dataset": "digits", "classes": 10, "train": 1437, "val": 360},
     )
     adversarial = evaluated("adversarial", "adversarial", "conv", 0.95, [89, 68, 51, 74, 61])

@@ -10,13 +10,13 @@ from tests.unit.report.test_report_page import page, visible
 
 EVENTS = [
     {"epoch": 4, "signature": "chance", "sentence": "training never left chance", "action": "warn", "lr_scale": 1.0},
-    {"epoch": 9, "signature": "collapse", "sentence": "training collapsed", "action": "back", "lr_scale": 0.25},
+    {"epoch": 9, "signature": "collapse", "sentence": "training collapsed", "action": "rollback", "lr_scale": 0.25},
 ]
 
 
 def test_every_event_is_on_the_page_with_the_action_that_followed(recipe, stages, tmp_path):
     first = next(stage for stage in stages if stage.history)
-    ill = [replace(one, result={"health": {"events": EVENTS}}) if one is first else one for one in stages]
+    ill = [replace(one, result={"monitor": {"events": EVENTS}}) if one is first else one for one in stages]
     text = visible(page(recipe, ill, tmp_path))
     assert f"{first.name}, epoch 4: training never left chance. The recipe says to warn, so training continued." in text
     assert (
@@ -27,5 +27,5 @@ def test_every_event_is_on_the_page_with_the_action_that_followed(recipe, stages
 
 
 def test_results_without_events_give_no_warnings():
-    for result in ({}, {"health": None}, {"health": {"events": []}}, {"health": []}):
+    for result in ({}, {"monitor": None}, {"monitor": {"events": []}}, {"monitor": []}):
         assert training_warnings([ReportStage(name="a", kind="adversarial", result=result)]) == []
