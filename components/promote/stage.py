@@ -38,7 +38,7 @@ def run(job: StageJob, registry: Registry | None = None) -> dict[str, Any]:
         registry: default: the one of the environment's storage settings.
 
     Returns:
-        promoted, version, reasons, and the judged result.
+        promoted, version, reasons, and the accuracies of the judged result.
 
     Raises:
         UserError: the evaluation is of another model, or has no result to judge.
@@ -49,12 +49,12 @@ def run(job: StageJob, registry: Registry | None = None) -> dict[str, Any]:
     results, verdicts = _read(evaluation)
     card = _json(model.path(MODEL) / "model.json")
     _check_same_model(job, results.conditions, card)
-    judged = judged_result(results, verdicts, config)
+    challenger = judged_result(results, verdicts, config)
     champion = registry.champion(config.name)
     # Judging the champion against itself would refuse it; a stage that is run again must not undo its own decision.
     rival = champion if champion and champion.run_id != model.run_id else None
-    known = _result_of(job, registry, rival, judged) if rival else None
-    decision = decide(judged, known, config, has_champion=rival is not None)
+    known = _result_of(job, registry, rival, challenger) if rival else None
+    decision = decide(challenger, known, config, has_champion=rival is not None)
     tags = {EVALUATION_RUN: evaluation.run_id, EVALUATION_FINGERPRINT: evaluation.fingerprint}
     version = registry.register(config.name, model.run_id, MODEL, tags)
     registry.set_alias(config.name, CHALLENGER, version.version)
@@ -65,7 +65,7 @@ def run(job: StageJob, registry: Registry | None = None) -> dict[str, Any]:
         "fingerprint": model.fingerprint,
         "evaluation_run": evaluation.run_id,
     }
-    _save(job, config, results, decision, lineage, card, judged)
+    _save(job, config, results, decision, lineage, card, challenger)
     if decision.promote:
         registry.promote(config.name, version.version)
     return {
@@ -74,8 +74,8 @@ def run(job: StageJob, registry: Registry | None = None) -> dict[str, Any]:
         "version": version.version,
         "champion_before": champion.version if champion else None,
         "reasons": decision.reasons,
-        "robust_accuracy": judged.robust_accuracy,
-        "clean_accuracy": judged.clean_accuracy,
+        "robust_accuracy": challenger.robust_accuracy,
+        "clean_accuracy": challenger.clean_accuracy,
     }
 
 
@@ -85,11 +85,11 @@ def _read(evaluation: StageInput) -> tuple[EvaluationResults, Verdicts]:
     return read_results(results, where=evaluation.name), read_verdicts(verdicts, where=evaluation.name)
 
 
-def _result_of(job: StageJob, registry: Registry, champion: Version, judged: JudgedResult) -> JudgedResult | None:
+def _result_of(job: StageJob, registry: Registry, champion: Version, challenger: JudgedResult) -> JudgedResult | None:
     """The champion's result, from the evaluation that its registry tags name; None if that can no longer be read."""
     try:
         evaluation = registry.evaluation_of(champion)
-        return result_to_compare(*_read(evaluation), judged) if evaluation else None
+        return result_to_compare(*_read(evaluation), challenger) if evaluation else None
     except UserError as error:
         job.run.warn(f"the champion's evaluation cannot be read: {error}")
         return None
@@ -120,14 +120,14 @@ def _save(
     decision: Decision,
     lineage: dict[str, str],
     model: dict[str, Any],
-    judged: JudgedResult,
+    challenger: JudgedResult,
 ) -> None:
     difference = decision.difference
     document = {
         "promote": decision.promote,
         "passed": decision.passed,
         "failed": decision.failed,
-        "conditions": judged.conditions,
+        "conditions": challenger.conditions,
         "difference": vars(difference) if difference else None,
         "rules": config.model_dump(mode="json"),
     }
@@ -143,7 +143,7 @@ def _save(
         path: Path = job.run.workdir / name
         path.write_text(text, encoding="utf-8")
         job.run.save(path, name)
-    job.run.log_metrics({"promoted": float(decision.promote), "robust_accuracy": judged.robust_accuracy})
+    job.run.log_metrics({"promoted": float(decision.promote), "robust_accuracy": challenger.robust_accuracy})
 
 
 def _json(path: Path) -> dict[str, Any]:
