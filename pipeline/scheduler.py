@@ -9,15 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from components.process import available_cores
-from components.threats import ATTACKS
-from pipeline.recipe import Recipe, Stage
+from pipeline.recipe import Recipe
 
 _MAX_PARALLEL = 2
 """Stages side by side by default; more would only divide the same cores and memory."""
-_PER_PASS = 1.6
 
 RunStage = Callable[[str, list[str]], str]
 """Brings the named stage to completion, given its parents' tokens, and returns its own token."""
@@ -41,29 +38,12 @@ def num_gpus() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def estimated_seconds(stage: Stage) -> float:
-    """Estimates a stage's time relative to others; only the order in which ready stages start follows from it.
-
-    In seconds of the quickstart on one core: training by its epochs and attack steps, evaluation by its images and
-    attacks, 1 for everything else.
-    """
-    config: Any = stage.config
-    if hasattr(config, "threats"):
-        resolutions = len(getattr(config, "resolutions", ())) or 1
-        images = [threat.num_images or config.num_images for threat in config.threats]
-        per_image = [ATTACKS[threat.attack].seconds_per_image for threat in config.threats]
-        return resolutions * sum(number * seconds for number, seconds in zip(images, per_image))
-    if hasattr(config, "epochs"):
-        return config.epochs * _PER_PASS * (1 + (config.attack.steps if config.attack else 0))
-    return 1.0
-
-
 def critical_path(recipe: Recipe) -> dict[str, float]:
     """Returns for every stage the estimated seconds of the longest path from it to the end of the graph."""
     seconds: dict[str, float] = {}
     for stage in reversed(list(recipe.stages.values())):
         after = (seconds[other.name] for other in recipe.stages.values() if stage.name in other.parents.values())
-        seconds[stage.name] = estimated_seconds(stage) + max(after, default=0.0)
+        seconds[stage.name] = stage.kind.seconds(stage.config) + max(after, default=0.0)
     return seconds
 
 

@@ -7,7 +7,7 @@ import pytest
 from components.errors import UserError
 from pipeline import scheduler as module
 from pipeline.recipe import build
-from pipeline.scheduler import Scheduler, critical_path, estimated_seconds, max_parallel
+from pipeline.scheduler import Scheduler, critical_path, max_parallel
 from tests.recipes import small
 
 EVALUATION = {"model": "adversarial", "num_images": 10, "threats": [{"eps": 0.1, "attack": "apgd-ce"}]}
@@ -94,7 +94,7 @@ def test_the_longest_path_goes_first():
 
 def test_the_critical_path_adds_up_what_follows():
     chosen = recipe()
-    alone = {name: estimated_seconds(stage) for name, stage in chosen.stages.items()}
+    alone = {name: stage.kind.seconds(stage.config) for name, stage in chosen.stages.items()}
     path = critical_path(chosen)
     assert path["evaluate"] == alone["evaluate"] == pytest.approx(10 * 0.15)
     assert path["adversarial"] == pytest.approx(alone["adversarial"] + path["evaluate"])
