@@ -47,6 +47,8 @@ def test_help_names_every_command():
         (("run", "quickstart", "--on", "mars"), "--on"),
         (("run", "quickstart", "--on", "kubeflow", "--again", "pretrain"), "--again: has no effect on a cluster"),
         (("run", "quickstart", "--on", "kubeflow", "-j", "3"), "--jobs: has no effect on a cluster"),
+        (("run", "quickstart", "--on", "kubeflow", "--runner", "kfp"), "--runner: has no effect on a cluster"),
+        (("run", "quickstart", "--runner", "kpf"), "--runner: unknown runner, did you mean 'kfp'?"),
         (("cancel", "some-run"), "ROBUSTRAIN_KFP_HOST"),
         (("results",), "no run is known here"),
         (("report",), "no run is known here"),
