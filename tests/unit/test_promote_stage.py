@@ -7,8 +7,7 @@ import pytest
 from components.errors import UserError
 from components.promote.config import PromoteConfig
 from components.promote.gate import Decision, JudgedResult, judged_result, result_to_compare
-from components.promote.registry_card import model_card
-from components.promote.stage import run
+from components.promote.stage import model_card, run
 from components.result_rows import read_results, read_verdicts
 from components.store.registry import Registry
 from tests.result_documents import results_document, row_document, verdicts_document, worst_case_document
