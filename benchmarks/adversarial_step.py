@@ -150,7 +150,7 @@ def step_rows(case: Case, *, compile_too: bool, levers_too: bool) -> list[Row]:
     works: dict[str, Work] = {"backward": bench.plain(Levers(input_gradient=False)), "released": bench.plain(Levers())}
     levers = lever_works(bench) if levers_too else {}
     with elsewhere(functools.partial(our_works, case, compile_too=compile_too)) as beside:
-        times = side_by_side({**works, **levers}, rounds=case.rounds, warm_up=2, elsewhere=beside)
+        times = side_by_side({**works, **levers}, rounds=case.rounds, warmup=2, elsewhere=beside)
     on, fastest = case.name, "compiled" if compile_too else "best"
     rows = [
         row(
@@ -171,8 +171,8 @@ def step_rows(case: Case, *, compile_too: bool, levers_too: bool) -> list[Row]:
         rows += lever_rows(case, times, ["backward", "released", *levers])
     if compile_too:
         rows.append(row(f"lever torch.compile, {on}", times.ratio("best", "compiled"), "ratio"))
-    told = ("best", "last", "released", *(["compiled"] if compile_too else []))
-    return rows + [speed_row(f"{form}, {on}", times, form, case) for form in told]
+    printed = ("best", "last", "released", *(["compiled"] if compile_too else []))
+    return rows + [speed_row(f"{form}, {on}", times, form, case) for form in printed]
 
 
 def speed_row(name: str, times: Times, piece: str, case: Case) -> Row:
@@ -215,7 +215,7 @@ def gpu_rows(case: Case) -> list[Row]:
         "compiled": bench.ours(best, dtype=torch.bfloat16, compiled=True),
         "clean": bench.ours(None, dtype=torch.bfloat16, compiled=True),
     }
-    times = side_by_side(works, rounds=case.rounds, warm_up=3)
+    times = side_by_side(works, rounds=case.rounds, warmup=3)
     return [
         row(name, times.ratio("released", "compiled"), "ratio", least=2.5),
         row(f"lever torch.compile, GPU, {case.name}", times.ratio("eager", "compiled"), "ratio"),
