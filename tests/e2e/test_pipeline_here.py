@@ -1,4 +1,4 @@
-"""The whole pipeline on this machine, through KFP, the warm host and MLflow; then again, changed, broken, stopped."""
+"""The whole pipeline on this machine, through the runner, its children and MLflow; then again, changed, broken, stopped."""
 
 import json
 import os
