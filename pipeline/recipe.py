@@ -196,8 +196,11 @@ def _checked(stage: Stage, role: str, value: str, entries: Mapping[str, Stage]) 
     fitting = [name for name, other in entries.items() if other.kind.makes == rule.makes and name != stage.name]
     if value not in entries:
         hint = nearest(value, fitting)
-        remedy = f"add that stage or name one of: {', '.join(fitting) or '(none of the right kind)'}"
+        remedy = f"add that stage or name one of: {', '.join(fitting) or '(the recipe has none of the right kind)'}"
         raise UserError(f"this stage needs one that is missing{hint}", where=where, value=value, remedy=remedy)
+    if value == stage.name:
+        remedy = f"name one of: {', '.join(fitting) or '(the recipe has none of the right kind)'}"
+        raise UserError("a stage cannot need itself", where=where, value=value, remedy=remedy)
     if value not in fitting:
         kinds = ", ".join(rule.kinds)
         raise UserError(

@@ -1,4 +1,4 @@
-"""Finds the images of a source: its classes, its splits, and notes on what was decided about them.
+"""Finds the images of a source: its classes, its splits, and notes on decisions such as a split.
 
 Every source is first turned into a folder in ImageNet layout (`train/<class>/*`, `val/<class>/*`): a built-in set is
 drawn into one, an archive is unpacked, an `s3://` prefix is downloaded.

@@ -13,7 +13,7 @@ from components.evaluate.attack import attack_module
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.images import ImageSet
 from components.evaluate.outcomes import Outcome
-from components.models.card import ModelCard
+from components.models.weights import ModelCard
 from components.result_rows import (
     Conditions,
     ImageVerdicts,

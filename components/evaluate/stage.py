@@ -22,9 +22,8 @@ from components.evaluate.images import ImageSet
 from components.evaluate.outcomes import Outcome, implied_outcomes, join_units
 from components.evaluate.results import Subject
 from components.evaluate.work_units import Workload
-from components.models.card import ModelCard
 from components.models.resolution import set_resolution
-from components.models.weights import build_from_card, read_card, read_card_document
+from components.models.weights import ModelCard, build_from_card, read_card, read_card_document
 from components.result_rows import RESULTS, VERDICTS, EvaluationResults
 from components.stage_records import SPECTRA
 

@@ -7,9 +7,10 @@ that gets a conflict attaches to the existing job. The result is not taken from 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from components.errors import UserError
@@ -52,7 +53,7 @@ def launch(
 ) -> None:
     """Runs the stage and returns when its job has succeeded.
 
-    A failed job is deleted before this raises; a succeeded one is deleted by KubeRay after `RayJobSettings.ttl_s`.
+    A failed job is deleted before this raises. A succeeded one stays; KubeRay deletes its pods after `ttl_s`.
     SIGTERM and SIGINT delete the job before their previous handlers run.
 
     Args:
@@ -79,24 +80,10 @@ def launch(
         settings=settings,
     )
     calls = RayJobApi(api or connect(), settings.namespace, settings.timing)
-    name = body["metadata"]["name"]
-
-    def is_ours(job: dict[str, Any]) -> bool:
-        return _owner(job) == _owner(body)
-
-    with DeleteOnSignal(calls.with_own_connections(), name, is_ours) as cleanup:
+    is_ours = functools.partial(_same_owner, body)
+    with DeleteOnSignal(calls.with_own_connections(), body["metadata"]["name"], is_ours) as cleanup:
         try:
-            for _ in range(MAX_CLAIMS):
-                job, ours = _claim(calls, body, is_ours)
-                cleanup.watch(job["metadata"]["uid"]) if ours else cleanup.release()
-                if _run_to_end(calls, job, settings, ours=ours):
-                    cleanup.release()
-                    return
-            raise UserError(
-                f"was deleted {MAX_CLAIMS} times by its owner while this pipeline waited for it",
-                where=f"RayJob {name}",
-                remedy="start the pipeline again",
-            )
+            _run(calls, body, settings, cleanup)
         except BaseException:
             cleanup.delete()
             raise
@@ -121,9 +108,26 @@ def cancel(run_id: str, *, namespace: str, timing: Timing | None = None, api: An
     return [job["name"] for job in jobs if calls.delete(job["name"], job["uid"])]
 
 
-def _claim(
-    calls: RayJobApi, body: dict[str, Any], is_ours: Callable[[dict[str, Any]], bool]
-) -> tuple[dict[str, Any], bool]:
+def _run(calls: RayJobApi, body: dict[str, Any], settings: RayJobSettings, cleanup: DeleteOnSignal) -> None:
+    """Claims the job and follows it, again if it is another pipeline's and was deleted.
+
+    Raises:
+        UserError: the job did not succeed.
+    """
+    for _ in range(MAX_CLAIMS):
+        job, ours = _claim(calls, body)
+        cleanup.watch(job["metadata"]["uid"]) if ours else cleanup.release()
+        if _run_to_end(calls, job, settings, ours=ours):
+            cleanup.release()
+            return
+    raise UserError(
+        f"was deleted {MAX_CLAIMS} times by its owner while this pipeline waited for it",
+        where=f"RayJob {body['metadata']['name']}",
+        remedy="start the pipeline again",
+    )
+
+
+def _claim(calls: RayJobApi, body: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The job to follow, and whether it is this pipeline's (created now, or by an earlier try of the same step)."""
     name = body["metadata"]["name"]
     end = time.monotonic() + calls.timing.gone_s
@@ -138,7 +142,7 @@ def _claim(
         deleting = existing["metadata"].get("deletionTimestamp")
         if not deleting and job_result(existing.get("status")) is None:
             _LOGGER.info("RayJob %s: exists, attached to it", name)
-            return existing, is_ours(existing)
+            return existing, _same_owner(body, existing)
         if not deleting:
             # A complete result in MLflow would have been reused: an ended job of this name is an earlier failed try.
             _LOGGER.info("RayJob %s: deleting an ended job of this name", name)
@@ -177,6 +181,11 @@ def _printed_log(calls: RayJobApi, name: str) -> Iterator[LogFollower]:
     yield log
     # Not in a `finally`: after a signal or an error nobody waits for the rest of the log.
     log.finish()
+
+
+def _same_owner(body: dict[str, Any], job: dict[str, Any]) -> bool:
+    """Whether a job belongs to the owner of the one that we create."""
+    return _owner(job) == _owner(body)
 
 
 def _owner(job: dict[str, Any]) -> tuple[str, str]:

@@ -22,7 +22,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.sessions import session_members
+from components.launch.sessions import session_members
 from tests.resume.small_training import TIMED
 
 TRAINING = {
@@ -138,14 +138,14 @@ class Chaos:
 
     def _live(self, number, last):
         """Brings the stages up to `last` to completion in this process."""
-        from pipeline.order import order_of
-        from pipeline.step import bring_to_completion
+        from pipeline.kfp_step import run_step
+        from pipeline.stage_runner import stage_definition_json
 
         os.environ.update(ROBUSTRAIN_HOME=str(self.home), ROBUSTRAIN_CORES="1")
         recipe, tokens = self._recipe(number), {}
         for name, stage in recipe.stages.items():
             parents = [tokens[parent] for parent in stage.parents.values()]
-            tokens[name] = bring_to_completion(order_of(stage, recipe), parents)
+            tokens[name] = run_step(stage_definition_json(stage, recipe), parents)
             if name == last:
                 break
         (self.home / f"{number}.token").write_text(tokens[last])

@@ -1,4 +1,4 @@
-"""Sources of images: built-in sets, folders, archives, and the errors that name what is wrong with one."""
+"""Sources of images: built-in sets, folders, archives, and the errors for unusable ones."""
 
 from __future__ import annotations
 

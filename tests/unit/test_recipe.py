@@ -36,6 +36,7 @@ def test_every_recipe_of_the_project_loads_and_names_itself(name):
             small(adversarial={"init": "pretran"}),
             "stages.adversarial.init: this stage needs one that is missing, did you mean 'pretrain'?",
         ),
+        (small(adversarial={"init": "adversarial"}), "stages.adversarial.init: a stage cannot need itself"),
         (small(adversarial={"data": "pretrain"}), "needs another kind of stage than pretrain"),
         (small(adversarial={"label_smoothing": 0.7}), "stages.adversarial.label_smoothing"),
         (small(pretrain={"kind": "pretraim"}), "stages.pretrain.kind: unknown kind of stage, did you mean 'pretrain'?"),

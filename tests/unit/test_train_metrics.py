@@ -6,6 +6,7 @@ import urllib.request
 import pytest
 import torch
 
+from components.data.jpeg import decoder_name
 from components.models import build_model, forward_macs
 from components.train import throughput
 from components.train.config import AdversarialConfig
@@ -201,8 +202,9 @@ def test_a_training_shows_itself_while_it_runs(tmp_path, monkeypatch, capsys):
         seen.append(_get(self.server.port)[1])
 
     monkeypatch.setattr(MetricsReporter, "epoch", watched)
-    made = job(encoded(tmp_path / "data"), tmp_path / "run", metrics_port=0)
+    made = job(encoded(tmp_path / "data", mode="jpg"), tmp_path / "run", metrics_port=0)
     train(made)
+    assert made.run.params["jpeg_decoder"] == decoder_name()
     assert "http://127.0.0.1:" in capsys.readouterr().err
     assert 'robustrain_training_epochs_done{kind="pretrain",run="",stage="pretrain"} 2.0' in seen[-1]
     assert "robustrain_training_clean_accuracy" in seen[-1]
