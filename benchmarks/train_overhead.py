@@ -4,7 +4,7 @@
 
 The real loop, with its meters, live metrics in MLflow, monitoring and checkpoints, takes turns with bare steps (attack,
 update, EMA) on the same batches in memory: an epoch of the loop, then as many bare steps. Adversarial
-images of 32 px, batch 256, convnext_micro: a step takes about 0.3 s on two cores. No validation, which is an evaluation.
+images of 32 px, batch 256, convnext_micro: a step takes about 0.3 s on two cores. No validation: it is an evaluation.
 """
 
 from __future__ import annotations
