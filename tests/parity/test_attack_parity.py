@@ -150,3 +150,18 @@ def test_the_comparison_meets_the_adaptive_branches(norm):
     """It would say little if no image ever went back to its best point."""
     model, x, y = _setting(torch.float64, soft=False)
     assert sum(_plain(model, image, label, norm, RADII[norm], 10)[1] for image, label in zip(x, y)) > 0
+
+
+def test_l1_counts_the_moved_entries_of_the_best_point():
+    """On a rough network the best point is often an earlier one, which moves other entries than the newest."""
+    _, x, y = _setting(torch.float64, soft=False)
+    torch.manual_seed(5)
+    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(384, 4)]
+    model = nn.Sequential(*layers).double().eval()
+    with torch.no_grad():
+        for layer in (model[0], model[3]):
+            layer.weight.mul_(8)
+    images = list(zip(x, y))
+    found = [apgd(model, image[None], label[None], norm="L1", eps=12.0, steps=10).x_adv[0] for image, label in images]
+    plain = [_plain(model, image, label, "L1", 12.0, 10)[0] for image, label in images]
+    torch.testing.assert_close(torch.stack(found), torch.stack(plain), atol=1e-12, rtol=0)
