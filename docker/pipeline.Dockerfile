@@ -26,7 +26,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     MLFLOW_DISABLE_TELEMETRY=true \
     ROBUSTRAIN_LAUNCHER=rayjob \
     ROBUSTRAIN_HOME=/tmp/robustrain
-RUN python -c "import pipeline.step, kfp.dsl.executor_main, kubernetes, mlflow"
+RUN python -c "import pipeline.kfp_step, kfp.dsl.executor_main, kubernetes, mlflow"
 USER 1000:1000
 WORKDIR /home/robustrain
 LABEL org.opencontainers.image.title="robustrain-pipeline" \

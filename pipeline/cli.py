@@ -12,7 +12,7 @@ import typer
 
 from components.errors import EXIT_STATUS, UserError
 from components.process import LOG_LEVEL_VARIABLE, set_up_logging
-from pipeline.running import check_machine, console_of_ours, run_here_and_tell, show_results, shown
+from pipeline.run_command import check_machine, make_console, run_and_show, run_with_display, show_results
 
 if TYPE_CHECKING:
     from pipeline.local import Outcome
@@ -68,18 +68,23 @@ def run(
         int,
         typer.Option("--jobs", "-j", min=0, help="here: stages at the same time; 0: two, or one if they share a GPU"),
     ] = 0,
+    runner: Annotated[
+        str, typer.Option("--runner", help="here: `local`, or `kfp` for KFP's local runner, one step after the other")
+    ] = "local",
 ) -> None:
     """Run a recipe.
 
     Finished stages are reused, interrupted ones continued, all others run.
     """
     chosen = _load(recipe, overrides, again)
+    if on == "kubeflow" and runner != "local":
+        raise UserError("has no effect on a cluster", where="--runner", value=runner, remedy="leave it out")
     if on == "kubeflow":
         from pipeline.kubeflow import run_on_kubeflow
 
         run_on_kubeflow(chosen, wait, tuple(again or ()), jobs)
     elif on == "here":
-        run_here_and_tell(chosen, tuple(again or ()), jobs)
+        run_and_show(chosen, tuple(again or ()), jobs, runner)
     else:
         raise UserError("unknown target", where="--on", value=on, remedy="use `here` or `kubeflow`")
 
@@ -103,7 +108,7 @@ def plan(recipe: RecipeName, overrides: Overrides = None, again: Again = None, a
     for stage in stages:
         took = f"{stage.seconds:.0f} s" if stage.seconds is not None else "unknown"
         table.add_row(stage.name, stage.kind, stage.action, stage.fingerprint[:10], took, stage.why)
-    console_of_ours().print(table)
+    make_console().print(table)
 
 
 @app.command(name="compile", epilog="Example: robustrain compile quickstart -o pipeline.yaml")
@@ -133,7 +138,7 @@ def results(run_id: WhichRun = "", as_json: AsJson = False) -> None:
         print(found.notice(), end="\n" if found.notice() else "", file=sys.stderr)
         return
     if found.rows:
-        show_results(found.rows, found.worst_case, console_of_ours())
+        show_results(found.rows, found.worst_case, make_console())
     if notice := found.notice():
         print(notice)
     if found.report:
@@ -198,12 +203,12 @@ def experiments(
     from components.store.settings import StorageSettings
     from pipeline.experiments import load_all, run_all
 
-    chosen, console = load_all(recipes or ()), console_of_ours()
+    chosen, console = load_all(recipes or ()), make_console()
     check_machine()
 
     def run(recipe: Recipe) -> Outcome:
         console.print(f"\n{recipe.name}: {recipe.head.summary}", highlight=False)
-        return shown(recipe, console)
+        return run_with_display(recipe, console)
 
     page, entries = run_all(chosen, StorageSettings.from_environment(), run)
     for entry in entries:

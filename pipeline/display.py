@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way: one line a stage, in place in a terminal, as events elsewhere."""
+"""Shows a run while it is under way: in a terminal one line per stage, redrawn in place; else one line per event."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from rich.text import Text
 
 from pipeline.recipe import Recipe
 
-_STYLES = {"reused": "cyan", "complete": "green", "running": "yellow", "failed": "bold red", "waiting": "magenta"}
+_STYLES = {
+    "reused": "cyan",
+    "complete": "green",
+    "running": "yellow",
+    "failed": "bold red",
+    "waiting": "magenta",
+    "stopped": "yellow",
+}
 
 
 class Display:
@@ -27,7 +34,7 @@ class Display:
         self._recipe, self._console = recipe, console
         self._live: Live | None = None
         self._states: dict[str, str] = {}
-        self._lines: dict[str, int] = {}
+        self._num_printed: dict[str, int] = {}
 
     @contextmanager
     def shown(self) -> Iterator[Display]:
@@ -39,23 +46,23 @@ class Display:
             yield self
 
     def update(self, reports: dict[str, dict[str, Any]]) -> None:
-        """Takes the newest reports by stage name."""
+        """Shows the newest reports, by stage name."""
         for name, report in reports.items():
-            self._pass_on(name, report.get("said", []))
+            self._print_messages(name, report.get("messages", []))
         if self._live is not None:
             self._live.update(self._table(reports))
             return
         for name, report in reports.items():
-            self._tell(name, report)
+            self._print_change(name, report)
 
-    def _pass_on(self, name: str, said: list[str]) -> None:
-        """Prints what a stage has said since the last time; in a terminal above the live lines."""
-        for text in said[self._lines.get(name, 0) :]:
+    def _print_messages(self, name: str, messages: list[str]) -> None:
+        """Prints a stage's messages since the last call; in a terminal above the live lines."""
+        for text in messages[self._num_printed.get(name, 0) :]:
             style = "yellow" if text.startswith("warning:") else ""
             self._console.print(Text(f"{name}: {text}", style=style))
-        self._lines[name] = len(said)
+        self._num_printed[name] = len(messages)
 
-    def _tell(self, name: str, report: dict[str, Any]) -> None:
+    def _print_change(self, name: str, report: dict[str, Any]) -> None:
         state = str(report.get("state", ""))
         if self._states.get(name) == state or (state == "running" and name in self._states):
             return
@@ -84,7 +91,7 @@ def _word(state: str) -> str:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """One report in words: phase, share, speed, time left; or from which run; or the cause."""
+    """Returns one report as text: phase, share, speed, time left; or the reused run; or the cause of a failure."""
     state = report.get("state")
     if state == "reused":
         origin = str(report.get("origin") or "")

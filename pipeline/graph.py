@@ -7,11 +7,14 @@ variable's name. That steps start RayJobs at all (`ROBUSTRAIN_LAUNCHER`) is set 
 would see it in the pipeline.
 
 No `from __future__ import annotations` in this module: KFP 2.17 reads the annotations as objects.
-Configuration travels as one JSON string a task; what a task hands on is one short token, `<run id>/<fingerprint>`.
+Configuration travels as one JSON string a task; a task returns one short token, `<run id>/<fingerprint>`.
 KFP's own cache stays off: it does not see the code of the installed package, and reuse is looked up in MLflow.
 """
 
 import functools
+import json
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, List  # noqa: UP035 - KFP wants typing.List
@@ -20,8 +23,9 @@ from kfp import compiler, dsl
 
 from components.errors import UserError
 from components.launch.rayjob_settings import CONFIG_MAP, POD_FIELDS, SECRET, SECRET_KEYS, config_map_keys
-from pipeline.order import order_of
 from pipeline.recipe import Recipe
+from pipeline.recipe import build as recipe_from_document
+from pipeline.stage_runner import stage_definition_json
 
 IMAGE = "robustrain/pipeline:0.1.0"
 STEP_CPU, STEP_MEMORY = "1", "4Gi"
@@ -31,11 +35,11 @@ _component = functools.partial(dsl.component, packages_to_install=[], install_kf
 
 
 @_component(base_image=IMAGE)
-def stage(order: str, parents: List[str], pipeline_run: str) -> str:  # noqa: UP006 - KFP wants typing.List
+def stage(definition: str, parents: List[str], pipeline_run: str) -> str:  # noqa: UP006 - KFP wants typing.List
     """One stage of the recipe: reused, continued, or launched."""
-    from pipeline.step import run_step
+    from pipeline.kfp_step import run_step
 
-    return run_step(order, parents, pipeline_run)
+    return run_step(definition, parents, pipeline_run)
 
 
 def build(recipe: Recipe, image: str = IMAGE, *, retry: bool = True) -> Callable[..., Any]:
@@ -51,7 +55,9 @@ def build(recipe: Recipe, image: str = IMAGE, *, retry: bool = True) -> Callable
         tasks: dict[str, Any] = {}
         for node in recipe.stages.values():
             outputs = [tasks[name].output for name in node.parents.values()]
-            task: Any = stage(order=order_of(node, recipe), parents=outputs, pipeline_run=pipeline_run)
+            task: Any = stage(
+                definition=stage_definition_json(node, recipe), parents=outputs, pipeline_run=pipeline_run
+            )
             task.set_display_name(node.name)
             task.set_caching_options(False)
             if retry:
@@ -72,6 +78,26 @@ def set_pod_environment(task: dsl.PipelineTask) -> None:
         kubernetes.use_field_path_as_env(task, variable, path)
     kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in config_map_keys()}, optional=True)
     kubernetes.use_secret_as_env(task, SECRET, {key: key for key in SECRET_KEYS}, optional=True)
+
+
+def run_locally(recipe_json: str, pipeline_run: str, root: str, temporary: str) -> None:
+    """Runs the pipeline with KFP's local runner: each step is a process, one after the other.
+
+    Args:
+        recipe_json: the resolved recipe.
+        pipeline_run: MLflow id of the parent run.
+        root: folder for what KFP keeps of each step.
+        temporary: folder for the temporary folders of the steps, which KFP does not remove.
+
+    Raises:
+        RuntimeError: a step failed.
+    """
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # resources and image names mean nothing here
+    from kfp import local
+
+    os.environ["TMPDIR"] = temporary
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=root, raise_on_error=True)
+    build(recipe_from_document(json.loads(recipe_json)), retry=False)(pipeline_run=pipeline_run)
 
 
 def compile_to(recipe: Recipe, path: Path, image: str = IMAGE) -> Path:

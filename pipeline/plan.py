@@ -1,6 +1,6 @@
 """The decision of every step, without side effects: what would be reused, continued or run, and how long it took last.
 
-The same fingerprints as `pipeline.step` computes, because they follow from the recipe and the data alone.
+The same fingerprints as `pipeline.stage_runner` computes, because they follow from the recipe and the data alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from components.store.settings import StorageSettings
 from pipeline.recipe import Recipe, Stage
-from pipeline.step import fingerprint_of
+from pipeline.stage_runner import fingerprint_of
 
 
 @dataclass(frozen=True)

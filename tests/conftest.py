@@ -72,8 +72,8 @@ def run_stage(storage):
     from components.store.execute import execute
     from components.store.spec import ParentRef, StageSpec
     from components.store.tracking import Tracking
+    from pipeline.stage_runner import fingerprint_of
     from pipeline.stages import STAGES
-    from pipeline.step import fingerprint_of
 
     def run(kind, config, parents=None, *, name=None, seed=0, function=None):
         parents = parents or {}

@@ -6,6 +6,7 @@ whose values differ by up to about 9 of 255 levels, so training and evaluation r
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import functools
@@ -56,14 +57,13 @@ def jpeg_size(data: Bytes) -> tuple[int, int]:
 @functools.cache
 def _turbo() -> Any:
     """Returns the library with its functions' types declared, or None."""
+    for name in _LIBRARIES:
+        with contextlib.suppress(OSError):
+            return _declared(ctypes.CDLL(name))
+    # Last, as it starts a process to find it.
     found = ctypes.util.find_library("turbojpeg")
-    for name in (*_LIBRARIES, found):
-        try:
-            library = ctypes.CDLL(name) if name else None
-        except OSError:
-            continue
-        if library is not None:
-            return _declared(library)
+    with contextlib.suppress(OSError):
+        return _declared(ctypes.CDLL(found)) if found else None
     return None
 
 

@@ -60,15 +60,16 @@ def test_kfp_protobuf_reads_it(compiled):
         assert sorted(names[key] for key in tasks[name].dependent_tasks) == sorted(set(stage.parents.values()))
         assert not tasks[name].caching_options.enable_cache
         assert tasks[name].retry_policy.max_retry_count == stage.kind.retries
-        order = json.loads(tasks[name].inputs.parameters["order"].runtime_value.constant.string_value)
-        assert (order["name"], order["kind"]) == (name, stage.kind.name)
+        parameter = tasks[name].inputs.parameters["definition"]
+        definition = json.loads(parameter.runtime_value.constant.string_value)
+        assert (definition["name"], definition["kind"]) == (name, stage.kind.name)
 
 
-def test_order_carries_the_whole_configuration(compiled):
-    from pipeline.order import Order, order_of
+def test_definition_carries_the_whole_configuration(compiled):
+    from pipeline.stage_runner import StageDefinition, stage_definition_json
 
     recipe = load("quickstart")
     for stage in recipe.stages.values():
-        order = Order.model_validate_json(order_of(stage, recipe))
-        assert stage.kind.config.model_validate(order.config) == stage.config
-        assert {role: name for role, name, _ in order.parents} == stage.parents
+        definition = StageDefinition.model_validate_json(stage_definition_json(stage, recipe))
+        assert stage.kind.config.model_validate(definition.config) == stage.config
+        assert {role: name for role, name, _ in definition.parents} == stage.parents

@@ -47,6 +47,8 @@ def test_help_names_every_command():
         (("run", "quickstart", "--on", "mars"), "--on"),
         (("run", "quickstart", "--on", "kubeflow", "--again", "pretrain"), "--again: has no effect on a cluster"),
         (("run", "quickstart", "--on", "kubeflow", "-j", "3"), "--jobs: has no effect on a cluster"),
+        (("run", "quickstart", "--on", "kubeflow", "--runner", "kfp"), "--runner: has no effect on a cluster"),
+        (("run", "quickstart", "--runner", "kpf"), "--runner: unknown runner, did you mean 'kfp'?"),
         (("cancel", "some-run"), "ROBUSTRAIN_KFP_HOST"),
         (("results",), "no run is known here"),
         (("report",), "no run is known here"),
@@ -106,14 +108,14 @@ def test_a_home_that_is_a_file_is_said(tmp_path):
 
 def test_a_run_needs_the_training_packages_and_a_plan_does_not(tmp_path, monkeypatch):
     from components.store.settings import StorageSettings
-    from pipeline import doctor, running
+    from pipeline import doctor, run_command
 
     monkeypatch.setenv("ROBUSTRAIN_HOME", str(tmp_path / "home"))
-    running.check_machine()
+    run_command.check_machine()
     version = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: "" if name == "torch" else version(name))
     with pytest.raises(UserError, match=r"training: not installed: torch.*pip install .*\[train\]"):
-        running.check_machine()
+        run_command.check_machine()
     [training] = [f for f in doctor.examine(StorageSettings.from_environment()) if f.what == "training"]
     assert training.state == "warning"
 

@@ -54,10 +54,10 @@ def test_what_a_stage_says_is_passed_on_once(tmp_path):
     recipe, out = load("quickstart"), io.StringIO()
     display = Display(recipe, Console(file=out, width=100))
     for _ in range(2):
-        display.update({"adversarial": {**TRAINING, "said": read_messages(progress.path)}})
+        display.update({"adversarial": {**TRAINING, "messages": read_messages(progress.path)}})
     assert out.getvalue().count("adversarial: warning: training collapsed") == 1
     progress.info("continuing")
-    display.update({"adversarial": {**TRAINING, "said": read_messages(progress.path)}})
+    display.update({"adversarial": {**TRAINING, "messages": read_messages(progress.path)}})
     assert out.getvalue().count("adversarial: continuing") == 1
 
 

@@ -62,7 +62,7 @@ def test_fields_without_influence_are_left_out():
     config = build(small()).stages["pretrain"].config
     kept = fingerprinted(config)
     assert "epochs" in kept
-    assert not {"workers", "loader", "threads"} & set(kept)
+    assert not {"num_workers", "loader", "num_threads"} & set(kept)
     assert "data" not in fingerprinted(config, without=frozenset({"data"}))
 
 
@@ -99,7 +99,7 @@ def test_only_dependent_stages_change(tmp_path):
     base = prints(tmp_path)
     changed = prints(tmp_path, adversarial={"epochs": 3})
     assert {name for name in base if base[name] != changed[name]} == {"adversarial", "evaluate"}
-    assert prints(tmp_path, pretrain={"workers": 2}) == base
+    assert prints(tmp_path, pretrain={"num_workers": 2}) == base
     everything = prints(tmp_path, digits={"max_short_side": 28})
     assert all(base[name] != everything[name] for name in base)
 
