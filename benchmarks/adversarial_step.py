@@ -34,12 +34,15 @@ from benchmarks.plain_step import Levers, PlainStep
 from benchmarks.rows import Row, row, show
 from benchmarks.timing import Times, Work, side_by_side
 from components.models import build_model
-from components.train.ema import Ema
-from components.train.optimizer import build_optimizer
-from components.train.train_step import Precision, Threat, train_step
+from components.train.optimizer import Ema, build_optimizer
+from components.train.train_step import AttackSettings, Precision, train_step
 
 EPS, LR, CLASSES = 4 / 255, 1e-6, 1000
-FORMS = {"clean": None, "best": Threat("Linf", EPS, 2), "last": Threat("Linf", EPS, 2, form="last")}
+FORMS = {
+    "clean": None,
+    "best": AttackSettings("Linf", EPS, 2),
+    "last": AttackSettings("Linf", EPS, 2, return_iterate="last"),
+}
 LEVERS = {
     "input gradient alone": "input_gradient",
     "frozen parameters": "frozen",
@@ -83,13 +86,13 @@ class Bench:
         self.targets = torch.softmax(3 * torch.randn(case.batch, CLASSES), dim=1).to(device)
 
     def ours(
-        self, threat: Threat | None, *, dtype: torch.dtype = torch.float32, compiled: bool = False
+        self, attack: AttackSettings | None, *, dtype: torch.dtype = torch.float32, compiled: bool = False
     ) -> Callable[[], Tensor]:
         """This repository's step, followed by its averaging, as the training loop calls them; returns the mean loss."""
         layout: Any = {"memory_format": torch.channels_last}
         model = copy.deepcopy(self.model).to(**layout).train()
         optimizer = build_optimizer(
-            model, groups="faithful", convolutional=True, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+            model, no_weight_decay="released_code", convolutional=True, betas=(0.9, 0.95), weight_decay=0.05, fused=True
         )
         for group in optimizer.param_groups:
             group["lr"] = LR
@@ -99,7 +102,7 @@ class Bench:
 
         def step() -> Tensor:
             done = train_step(
-                forward, optimizer, images, self.targets, threat=threat, precision=precision, global_batch=size
+                forward, optimizer, images, self.targets, attack=attack, precision=precision, global_batch=size
             )
             ema.update()
             return done.sums[0] / size
@@ -118,8 +121,8 @@ def network(name: str, side: int) -> Callable[[], nn.Module]:
 def flop_ratios(name: str, side: int) -> dict[str, float]:
     """FLOPs of each form's step relative to the clean step's."""
     counts = {
-        form: step_flops(network(name, side), threat, resolution=side, classes=CLASSES)
-        for form, threat in FORMS.items()
+        form: step_flops(network(name, side), attack, resolution=side, classes=CLASSES)
+        for form, attack in FORMS.items()
     }
     return {form: count / counts["clean"] for form, count in counts.items()}
 
@@ -135,7 +138,7 @@ def flop_rows() -> list[Row]:
 def our_works(case: Case, *, compile_too: bool) -> dict[str, Work]:
     """This repository's steps on a CPU, and the plain one with all levers; made in the process beside."""
     bench = Bench(case, "cpu")
-    works: dict[str, Work] = {form: bench.ours(threat) for form, threat in FORMS.items()}
+    works: dict[str, Work] = {form: bench.ours(attack) for form, attack in FORMS.items()}
     if compile_too:
         works["compiled"] = bench.ours(FORMS["best"], compiled=True)
     return {**works, "plain, all levers": bench.plain(ALL_LEVERS)}

@@ -16,24 +16,24 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from components.train.train_step import Precision, Threat, train_step
+from components.train.train_step import AttackSettings, Precision, train_step
 
 _CONVOLUTION_BACKWARD = cast(Any, torch.ops.aten).convolution_backward
 
 
-def step_flops(build: Callable[[], nn.Module], threat: Threat | None, *, resolution: int, classes: int) -> int:
+def step_flops(build: Callable[[], nn.Module], attack: AttackSettings | None, *, resolution: int, classes: int) -> int:
     """FLOPs of one image's training step (attack, forward, backward), counted operator by operator.
 
     Args:
         build: makes the network; called with torch's "meta" device in force, so nothing is computed.
-        threat: the attack, or None for a clean step.
+        attack: the attack, or None for a clean step.
     """
     with torch.device("meta"):
         model = build().train()
         images, targets = torch.empty(1, 3, resolution, resolution), torch.empty(1, classes)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with Counter() as counter:
-        train_step(model, optimizer, images, targets, threat=threat, precision=Precision("cpu"), global_batch=1)
+        train_step(model, optimizer, images, targets, attack=attack, precision=Precision("cpu"), global_batch=1)
     return counter.total
 
 

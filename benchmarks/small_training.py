@@ -14,14 +14,14 @@ from components.store.objects import ObjectStore
 from components.store.settings import StorageSettings
 from components.store.spec import ParentRef, StageSpec
 from components.store.tracking import Tracking
-from components.train.checkpoint_manager import CheckpointStore
+from components.train.checkpoint_manager import CheckpointManager
 from components.train.config import CONFIGS, TrainConfig
-from components.train.distributed import World
+from components.train.distributed import Distributed
 from components.train.images import TrainImages
 from components.train.initial_model import initial_model
 from components.train.loop import Training
-from components.train.metrics import Telling
-from components.train.monitor import Guard
+from components.train.metrics import MetricsReporter
+from components.train.monitor import TrainingMonitor
 from components.train.state import TrainState
 
 KIND, SEED = "adversarial", 0
@@ -35,7 +35,7 @@ class Home:
         self.storage = StorageSettings.from_environment({}, home=folder)
         self.tracking = Tracking(self.storage)
         self.network, self.batch, self._jobs = network, batch, 0
-        self.world = World(device=torch.device("cpu"))
+        self.distributed = Distributed(device=torch.device("cpu"))
         torch.set_num_threads(stage_cores())
         self._data = self._encoded(_PER_EPOCH * batch)
 
@@ -61,9 +61,9 @@ class Home:
             "resolution": 32,
             "batch_size": self.batch,
             "warmup_epochs": 0,
-            "crop_scale": (1.0, 1.0),
+            "scale": (1.0, 1.0),
             "attack": {"norm": "Linf", "eps": 4 / 255, "steps": 2},
-            "probe": {"fraction": 0.0},
+            "validation": {"fraction": 0.0},
             "device": "cpu",
             "loader": "native",
             **change,
@@ -86,12 +86,14 @@ class Home:
     def training(self, job: StageJob) -> Training:
         """A stage's training, put together as `components.train.stage` does it."""
         config: TrainConfig = CONFIGS[KIND].model_validate(job.spec.config)
-        images = TrainImages(job, config, self.world, SEED)
+        images = TrainImages(job, config, self.distributed, SEED)
         first = initial_model(job, config, images.manifest, SEED)
-        state = TrainState.start(first.model, first.card.name, config, self.world)
-        guard = Guard(config.health, state, self.world, images.num_classes, images.counts["held_out"])
-        store = CheckpointStore(
+        state = TrainState.start(first.model, first.card.name, config, self.distributed)
+        monitor = TrainingMonitor(
+            config.monitor, state, self.distributed, images.num_classes, images.counts["held_out"]
+        )
+        store = CheckpointManager(
             job.run.workdir / "checkpoints", job.spec.fingerprint, upload=job.run.save, fetch=job.run.fetch
         )
-        telling = Telling(config, job.run, state.model, self.world.device)
-        return Training(config, SEED, self.world, images, state, guard, store, telling)
+        reporter = MetricsReporter(config, job.run, state.model, self.distributed.device)
+        return Training(config, SEED, self.distributed, images, state, monitor, store, reporter)

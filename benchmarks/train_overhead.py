@@ -28,7 +28,7 @@ from benchmarks.timing import side_by_side, timed
 from components.data.loader import Batch
 from components.store.execute import StageJob
 from components.train import loop, stage
-from components.train.batch import mixed, threat_at
+from components.train.batch import attack_at, mixed
 from components.train.images import to_device
 from components.train.loop import Training
 from components.train.optimizer import set_lr
@@ -78,9 +78,9 @@ def bare_epoch(home: Home, batches: list[Batch]) -> Callable[[], None]:
     training = home.training(home.job(epochs=1))
     state, config = training.state, training.config
     set_lr(state.optimizer, training.lr(0.0))
-    classes, threat = training.images.num_classes, threat_at(config, 0.0)
+    classes, attack = training.images.num_classes, attack_at(config, 0.0)
     ready = [
-        mixed(config, *to_device(batch, home.world.device), classes=classes, seed=0, epoch=0, batch=0)
+        mixed(config, *to_device(batch, home.distributed.device), classes=classes, seed=0, epoch=0, batch=0)
         for batch in batches
     ]
 
@@ -91,7 +91,7 @@ def bare_epoch(home: Home, batches: list[Batch]) -> Callable[[], None]:
                 state.optimizer,
                 images,
                 targets,
-                threat=threat,
+                attack=attack,
                 precision=state.precision,
                 global_batch=config.batch_size,
             )
@@ -131,7 +131,7 @@ def loop_rows(home: Home, epochs: int) -> list[Row]:
 
 def checkpoint_rows(home: Home, epochs: int) -> tuple[list[Row], StageJob]:
     """What a checkpoint costs the training thread; and the job, which has one before its last epoch."""
-    job = home.job(epochs=epochs, checkpoint_seconds=0)
+    job = home.job(epochs=epochs, checkpoint_min_interval_s=0)
     training = home.training(job)
     assert training.checkpoints is not None
     copies, saves = Watch(training.state, "snapshot"), Watch(training.checkpoints, "save")
@@ -159,7 +159,7 @@ def start_rows(home: Home, job: StageJob, rounds: int) -> list[Row]:
 
     def start(one: StageJob) -> None:
         with contextlib.suppress(_Reached), contextlib.redirect_stdout(None):
-            stage.work(one, home.world)
+            stage.work(one, home.distributed)
 
     real, fresh = loop.train_step, [home.job(epochs=2) for _ in range(rounds + 1)]
     loop.train_step = reach

@@ -98,7 +98,7 @@ class EnvironmentSettings(BaseSettings):
             UserError: a required variable is not set, or a value is wrong; names the variable.
         """
         env = os.environ if environment is None else environment
-        known = {name for variable in cls.variables() for name in variable.names}
+        known = {name for variable in cls.variables() if variable.field not in values for name in variable.names}
         source = EnvSettingsSource(cls)
         source.env_vars = {name: env[name] for name in known if env.get(name, "").strip()}
         try:
@@ -147,8 +147,8 @@ def _in_words(fault: ErrorDetails) -> tuple[str, str]:
     """(what is wrong, what to do) of a fault, from the type of pydantic's error."""
     context = fault.get("ctx", {})
     match fault["type"]:
-        case "int_parsing" | "float_parsing" | "int_from_float":
-            return "is not a number" if fault["type"] != "int_from_float" else "is not a whole number", "write digits"
+        case "int_parsing" | "float_parsing":
+            return "is not a number", "write digits"
         case "greater_than_equal":
             return f"is less than {context['ge']}", f"give {context['ge']} or more"
         case "value_error":

@@ -1,4 +1,4 @@
-"""`robustrain doctor`: what this machine has, what it lacks, and what to type."""
+"""Checks this machine for `robustrain doctor`: what is installed, what is missing, and how to install it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from components.store.settings import StorageSettings
 
 NEEDED_GB = 2.0
-"""Free space below which a quickstart may not fit (its home takes about 0.2 GB), with room for a data set."""
+"""Free space (GB) that a run needs: the home of a quickstart takes about 0.2 GB, the rest is for a data set."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: `ok`, `warning` (works without) or `error` (does not work)."""
+    """The result of one check.
+
+    Attributes:
+        what: the part of the machine that was checked.
+        state: `ok`, `warning` (runs are possible without it) or `error` (runs are not possible).
+        fact: what was found.
+        remedy: what to do; empty if nothing needs to be done.
+    """
 
     what: str
     state: str
@@ -29,12 +37,12 @@ class Finding:
     remedy: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The finding as a JSON object."""
         return dict(vars(self))
 
 
 def examine(storage: StorageSettings) -> list[Finding]:
-    """All checks that need no cluster, in a fixed order."""
+    """Runs all checks, in a fixed order."""
     checks: list[Callable[[StorageSettings], Finding]] = [
         _python,
         _training,
@@ -49,9 +57,9 @@ def examine(storage: StorageSettings) -> list[Finding]:
 
 
 def lacking(storage: StorageSettings) -> Finding | None:
-    """The first thing without which nothing can run on this machine; quick, as every run begins with it."""
+    """The first finding that prevents a run on this machine, or None. Quick, because every run begins with it."""
     checks: list[Callable[[StorageSettings], Finding]] = [_training, _home, _space]
-    # Without the training packages a machine can still plan and submit: for `doctor` that is no error, for a run it is.
+    # Without the training packages a machine can still plan and submit: `doctor` reports a warning, a run cannot start.
     return next((found for found in (check(storage) for check in checks) if found.state != "ok"), None)
 
 
@@ -72,15 +80,20 @@ def _training(storage: StorageSettings) -> Finding:
     missing = [name for name in packages if not _version(name)]
     if missing:
         remedy = "pip install -c requirements.lock '.[train]'"
-        return Finding("training", "warning", f"not installed: {', '.join(missing)}; can plan, submit and read", remedy)
+        return Finding(
+            "training",
+            "warning",
+            f"not installed: {', '.join(missing)}; this machine can plan, submit and read results",
+            remedy,
+        )
     return Finding("training", "ok", ", ".join(f"{name} {_version(name)}" for name in packages))
 
 
 def _ffcv(storage: StorageSettings) -> Finding:
-    remedy = "type `make ffcv` as root (it installs Debian packages and builds one extension)"
+    remedy = "run `make ffcv` as root (it installs Debian packages and builds one extension)"
     if not importlib.util.find_spec("ffcv"):
         return Finding("ffcv", "warning", "not installed; the native loader reads the same files", remedy)
-    # In a process of its own: what its extension links to may be missing, or may not fit and end the process.
+    # In a process of its own: a library that its extension links may be missing, or may crash the process.
     tried = subprocess.run([sys.executable, "-c", "import ffcv"], capture_output=True, text=True, check=False)
     if tried.returncode:
         cause = (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[-1]
@@ -104,25 +117,28 @@ def _gpu(storage: StorageSettings) -> Finding:
 
 
 def _space(storage: StorageSettings) -> Finding:
-    at = storage.home
-    while not at.exists():
-        at = at.parent
+    at = _existing_parent(storage.home)
     free = shutil.disk_usage(at).free / 1e9
     if free < NEEDED_GB:
         remedy = "free some space, or set ROBUSTRAIN_HOME to another disk"
-        return Finding("space", "error", f"{free:.1f} GB free at {at}, {NEEDED_GB:.0f} GB wanted", remedy)
+        return Finding("space", "error", f"{free:.1f} GB free at {at}, {NEEDED_GB:.0f} GB needed", remedy)
     return Finding("space", "ok", f"{free:.0f} GB free at {at}")
 
 
 def _home(storage: StorageSettings) -> Finding:
-    at, remedy = storage.home, "set ROBUSTRAIN_HOME to a folder of yours"
-    while not at.exists():
-        at = at.parent
+    at, remedy = _existing_parent(storage.home), "set ROBUSTRAIN_HOME to a folder of yours"
     if not at.is_dir():
         return Finding("home", "error", f"{at} is a file, not a folder", remedy)
     if os.access(at, os.W_OK):
         return Finding("home", "ok", str(storage.home))
     return Finding("home", "error", f"{at} cannot be written", remedy)
+
+
+def _existing_parent(path: Path) -> Path:
+    """The path itself if it exists, else the nearest parent that does."""
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def _tracking(storage: StorageSettings) -> Finding:

@@ -89,7 +89,8 @@ def launch_rayjob(spec: StageSpec, kind: StageKind, log: Path) -> None:
 
 def _workers(spec: StageSpec) -> dict[str, int]:
     """Returns how many worker pods a stage's configuration asks for: one for stages without such a field."""
-    return {"workers": max(1, spec.config.get("workers", 1)), "workers_min": spec.config.get("workers_min") or 0}
+    wanted = spec.config.get
+    return {"workers": max(1, wanted("num_workers", 1)), "workers_min": wanted("min_workers") or 0}
 
 
 def open_parent(tracking: Tracking, recipe: Mapping[str, Any]) -> str:

@@ -32,8 +32,8 @@ class RecipeHead(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="short name, as in `robustrain run NAME`")
     summary: str = Field("", description="one line for `robustrain recipes`")
     seed: int = Field(0, ge=0, lt=2**31, description="decides all random numbers of the run")
-    faithful: bool = Field(
-        False, description="`faithful` of every stage that trains and does not say itself: do as the released code does"
+    match_released_code: bool = Field(
+        False, description="`match_released_code` of every training stage that does not set it: do as the released code"
     )
     sources: dict[str, str] = Field(
         {}, description="stages and field -> where the value comes from, for `recipes --show` (`pipeline.citations`)"
@@ -153,8 +153,8 @@ def _stage(name: Any, entry: Any, head: RecipeHead) -> Stage:
             f"unknown kind of stage{hint}", where=f"{where}.kind", value=kind, remedy=f"one of {', '.join(STAGES)}"
         )
     row = STAGES[kind]
-    if head.faithful and row.trains:
-        fields.setdefault("faithful", True)
+    if head.match_released_code and row.trains:
+        fields.setdefault("match_released_code", True)
     return Stage(name, row, _validated(row.config, fields, where), {})
 
 
@@ -196,8 +196,11 @@ def _checked(stage: Stage, role: str, value: str, entries: Mapping[str, Stage]) 
     fitting = [name for name, other in entries.items() if other.kind.makes == rule.makes and name != stage.name]
     if value not in entries:
         hint = nearest(value, fitting)
-        remedy = f"add that stage or name one of: {', '.join(fitting) or '(none of the right kind)'}"
+        remedy = f"add that stage or name one of: {', '.join(fitting) or '(the recipe has none of the right kind)'}"
         raise UserError(f"this stage needs one that is missing{hint}", where=where, value=value, remedy=remedy)
+    if value == stage.name:
+        remedy = f"name one of: {', '.join(fitting) or '(the recipe has none of the right kind)'}"
+        raise UserError("a stage cannot need itself", where=where, value=value, remedy=remedy)
     if value not in fitting:
         kinds = ", ".join(rule.kinds)
         raise UserError(

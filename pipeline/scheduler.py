@@ -27,7 +27,7 @@ def max_parallel(recipe: Recipe, jobs: int = 0) -> int:
     """
     if jobs:
         return jobs
-    own_ray = any(getattr(stage.config, "workers", 0) for stage in recipe.stages.values())
+    own_ray = any(getattr(stage.config, "num_workers", 0) for stage in recipe.stages.values())
     if own_ray or num_gpus():
         return 1
     return min(_MAX_PARALLEL, available_cores())

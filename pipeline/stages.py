@@ -26,7 +26,7 @@ from components.train.config import AdversarialConfig, ConvStemConfig, PretrainC
 STAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,35}")
 """A stage's name becomes part of a Kubernetes object's name (47 characters with the fingerprint's first ten)."""
 NAME_RULE = "a stage's name has at most 36 lower-case letters, digits and hyphens and begins with a letter"
-"""What is said of a name that is none."""
+"""The rule for names, in messages."""
 
 DATA, MODEL, EVALUATION, SWEEP = "data", "model", "evaluation", "sweep"
 """What a kind of stage can make for others, see `StageKind.makes`."""

@@ -21,11 +21,11 @@ SMALL = {
     "ema_decay": 0.9,
     "label_smoothing": 0.0,
     "augment": "none",
-    "probe": {"every": 1, "images": 16, "fraction": 0.15, "steps": 2, "eps": 0.1},
-    "checkpoint_seconds": 0,
+    "validation": {"every_epochs": 1, "max_images": 16, "fraction": 0.15, "steps": 2, "eps": 0.1},
+    "checkpoint_min_interval_s": 0,
     "device": "cpu",
     "loader": "native",
-    "threads": 1,
+    "num_threads": 1,
 }
 
 
@@ -95,6 +95,6 @@ def job(data, folder, *, seed=3, inputs=None, **change):
 def train(made):
     """Runs the stage in this process and returns its result."""
     from components.train import stage
-    from components.train.distributed import World
+    from components.train.distributed import Distributed
 
-    return stage.work(made, World())
+    return stage.work(made, Distributed())

@@ -1,1 +1,1 @@
-"""Adversarial examples for training and for cheap probes: APGD, FGSM, and the balls that they stay in."""
+"""Adversarial examples for training and for validation during training: APGD, FGSM, and projections onto balls."""

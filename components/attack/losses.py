@@ -1,4 +1,4 @@
-"""What an attack maximises: one figure per image, so that images never influence each other's gradients."""
+"""The objectives that attacks maximise: one value per image, so that no image affects another's gradient."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each image, never in half precision.
+    """Returns the cross-entropy of each image, never in half precision.
 
     Args:
         logits: (B, K).
-        labels: class indices (B,) or probabilities (B, K), as mixup makes them.
+        labels: class indices (B,) or probabilities (B, K), as from mixup.
 
     Returns:
         (B,) in float32, or in float64 for float64 logits.
@@ -29,7 +29,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def kl_from(clean_logits: Tensor) -> Objective:
-    """The objective of TRADES (Zhang et al. 2019, eq. 5): KL(p(clean) || p(adversarial)); labels are not used."""
+    """Returns TRADES' objective (Zhang et al. 2019, eq. 5): KL(p(clean) || p(adversarial)); labels are not used."""
     log_p = F.log_softmax(full_precision(clean_logits), dim=1)
 
     def divergence(logits: Tensor, labels: Tensor) -> Tensor:
@@ -39,10 +39,10 @@ def kl_from(clean_logits: Tensor) -> Objective:
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) of each row, from log-probabilities (B, K)."""
+    """Returns KL(p || q) of each row, from log-probabilities (B, K)."""
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 def full_precision(logits: Tensor) -> Tensor:
-    """Half-precision logits as float32; others as they are."""
+    """Returns half-precision logits as float32, others unchanged."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -194,11 +194,11 @@ def _check_images(rows: np.ndarray, sizes: np.ndarray, path: Path) -> None:
 
 
 def _check_allocations(data: Bytes, table: np.ndarray, start: int, end: int, page_size: int, path: Path) -> None:
-    """Checks that every image lies within one page, directly after the one before, with zeros after a page's last."""
+    """Checks that every image is within one page, directly after the one before, with zeros after a page's last."""
     ordered = table[np.argsort(table["ptr"], kind="stable")]
     first, size = ordered["ptr"], ordered["size"]
     if int(first[0]) < start or int(first[-1]) >= end or size.max() > page_size:
-        raise_damaged(path, "an image lies outside the pages")
+        raise_damaged(path, "an image is outside the pages")
     after, page = first + size, first // np.uint64(page_size)
     if (page != (after - np.uint64(1)) // np.uint64(page_size)).any():
         raise_damaged(path, "an image straddles two pages")

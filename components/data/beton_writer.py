@@ -7,7 +7,7 @@ The layout is version 2 of FFCV's format, with one image and one integer label p
 | header, 24 B | 0 | version, number of fields, page size, number of samples, position of the allocation table |
 | field descriptors | 24 | 1041 B per field: type, name, arguments |
 | metadata | 24 + 1041 * fields | one row of 24 B per sample: mode, width, height, position of the pixels, label |
-| pages | next multiple of the page size | image bytes, packed; every image lies within one page |
+| pages | next multiple of the page size | image bytes, packed; every image is within one page |
 | allocation table | after the last page, to the end | 24 B per image: sample, position, size |
 
 An allocation table at position 0 marks a file whose writer did not finish. The bytes equal those of FFCV 1.0.2's own

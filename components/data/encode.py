@@ -42,7 +42,7 @@ WORTH_A_PROCESS = 2500
 """Images per process below which starting the process costs more time than it saves."""
 
 _WITHOUT_RANGE = {"I": "32-bit integers", "F": "floating-point numbers"}
-"""Modes of Pillow whose values do not say what is black and what is white."""
+"""Modes of Pillow whose values do not define which value is black and which is white."""
 
 Progress = Callable[[int, int], None]
 

@@ -1,24 +1,24 @@
-"""The networks: timm's with PatchStem or ConvStem, built by name, saved and opened again.
+"""Networks: timm's ConvNeXt and ViT with PatchStem or ConvStem, built by name, saved and loaded.
 
-Importing this package registers the ConvStem networks with timm (`components.models.register`).
+`build` makes a network, `weights` saves and loads it with its model card, `published` reads other people's checkpoints,
+`transplant` moves weights into a network with another stem or head, `resolution` changes the image side. Importing this
+package registers the ConvStem networks with timm (`register`).
 """
 
 from __future__ import annotations
 
 from components.models import register as _register
-from components.models.build import build_model, tag_classes, tag_normalize
-from components.models.card import ModelCard
+from components.models.build import build_model, forward_macs, tag_classes, tag_normalize
 from components.models.convstem import find_stem, replace_stem, stem_prefix
 from components.models.families import FAMILIES, IMAGENET1K_TAGS, IMAGENET_NORMALIZE, check_imagenet1k_tag, find_family
-from components.models.flops import forward_macs
 from components.models.normalize import NormalizedModel, network
 from components.models.published import load_published
 from components.models.resolution import set_resolution
 from components.models.transplant import transplant
-from components.models.weights import load_model, read_card, save_model
+from components.models.weights import ModelCard, load_model, read_card, save_model
 
 REGISTERED = tuple(_register.default_cfgs)
-"""Names this package has added to timm."""
+"""Names that this package adds to timm."""
 
 __all__ = [
     "FAMILIES",

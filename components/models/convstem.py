@@ -1,4 +1,4 @@
-"""ConvStem: the convolutional stems that replace a network's patch embedding.
+"""ConvStem, the convolutional stem that replaces a network's patch embedding (PatchStem), and the replacement itself.
 
 A ConvStem is a stack of 3x3 convolutions, each followed by a channel-first LayerNorm (eps 1e-6) and an exact (erf)
 GELU. It sees overlapping pixels and reaches the stride of the PatchStem in several small steps. Layouts, from Singh,
@@ -8,13 +8,11 @@ Croce, Hein, "Revisiting Adversarial Training for ImageNet" (NeurIPS 2023) and t
     S4-3    3 -> C/2 -> 3C/4 -> C, strides 2 2 1    ConvNeXt-B (C = 128: 64, 96, 128), -L (C = 192: 96, 144, 192)
     S16     3 -> 48 -> 96 -> 192 -> 384, strides 2 2 2 2, then a bare 1x1 convolution to D    ViT, isotropic ConvNeXt
 
-Every convolution has a bias. The 3x3 layouts end in a GELU: no norm follows. The 1x1 convolution of S16 has neither
-norm nor activation behind it. The published stems carry PyTorch's default convolution init (Kaiming-uniform weights and
-*non-zero* biases), because they were attached after the network had initialised itself; so do these.
+Every convolution has a bias. The 3x3 layouts end in a GELU without a norm after it. The 1x1 convolution of S16 has
+neither norm nor activation. The published stems have PyTorch's default convolution init (Kaiming-uniform weights and
+*non-zero* biases), because they were attached after the network had initialised itself; so have these.
 
 State-dict names are `stem.0`, `stem.1`, `stem.3`, ... inside the module, as in the published checkpoints.
-
-Finding a network's stem, and replacing a PatchStem by the ConvStem that belongs to it.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ NORM_EPS = 1e-6
 """eps of every LayerNorm in a ConvStem."""
 
 S16_TRUNK = (48, 96, 192, 384)
-"""Widths of the 3x3 convolutions of S16. They do not grow with the network: only the 1x1 convolution's width does."""
+"""Widths of the 3x3 convolutions of S16, the same for every network; only the 1x1 convolution's width differs."""
 
 
 class ConvStem(nn.Module):
@@ -99,24 +97,22 @@ def stem_s16(width: int, in_channels: int = 3) -> ConvStem:
     return ConvStem(S16_TRUNK, (2, 2, 2, 2), project_to=width, in_channels=in_channels)
 
 
-# MERGED
-
 THREE_CONVOLUTIONS_FROM = 128
 """ConvNeXt width from which the stem has three convolutions: T and S (96) have two, B (128) and L (192) three."""
 
 
 def stem_prefix(model: nn.Module) -> str:
-    """Where the stem sits in the network: "stem." (ConvNeXt) or "patch_embed.proj." (ViT)."""
+    """Returns the prefix of the stem's names in the network: "stem." (ConvNeXt) or "patch_embed.proj." (ViT)."""
     return "patch_embed.proj." if isinstance(network(model), VisionTransformer) else "stem."
 
 
 def find_stem(model: nn.Module) -> nn.Module:
-    """The stem module: patch (Conv2d, or Conv2d with LayerNorm) or `ConvStem`."""
+    """Returns the stem: a PatchStem (Conv2d, or Conv2d with LayerNorm) or a `ConvStem`."""
     return network(model).get_submodule(stem_prefix(model).rstrip("."))
 
 
 def replace_stem(model: nn.Module) -> nn.Module:
-    """Replace the PatchStem by the matching ConvStem, in place; every other weight stays as it is.
+    """Replaces the PatchStem by the matching ConvStem, in place; all other weights stay unchanged.
 
     The new stem has PyTorch's default init, drawn from the global random generator: seed it first
     (`torch.manual_seed`) for a reproducible stem. The layout follows the network: S4-2 or S4-3 for ConvNeXt by its
@@ -136,9 +132,9 @@ def replace_stem(model: nn.Module) -> nn.Module:
     first = _patch_convolution(find_stem(model)) if isinstance(body, _BODIES) else None
     if first is None:
         raise UserError(
-            "no PatchStem that a ConvStem could replace",
+            "there is no PatchStem that a ConvStem could replace",
             where=type(body).__name__,
-            remedy="Give a ConvNeXt with 4x4 patches, or a ViT or isotropic ConvNeXt with 16x16 patches",
+            remedy="give a ConvNeXt with 4x4 patches, or a ViT or isotropic ConvNeXt with 16x16 patches",
         )
     stem = _matching_stem(first).to(device=first.weight.device, dtype=first.weight.dtype)
     parent, _, leaf = stem_prefix(model).rstrip(".").rpartition(".")

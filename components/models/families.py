@@ -1,12 +1,8 @@
-"""The table of network families: which timm network a short name stands for, and where its pinned weights come from.
+"""The families of networks: which timm network a short name stands for, its pinned weights, and its allowed options.
 
 The bases are those of Singh, Croce, Hein (NeurIPS 2023) as released: ViT-S is DeiT-S, ViT-M is DeiT3-M, ViT-B is the
-plain ViT-B/16. The pinned tags were trained on ImageNet-1k alone; timm's *default* tags since 1.0 are not (they were
-pretrained on 12k or 21k classes), which is why a tag is always named here and never left to timm.
-
-Which further options of a timm network a recipe or a model card may set.
-
-A list of what is allowed, because timm's `create_model` also takes options that open files or change what is returned.
+plain ViT-B/16. The pinned tags were trained on ImageNet-1k alone. timm's *default* tags since 1.0 were not (they were
+pretrained on 12k or 21k classes), so a tag is always named here and never left to timm.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ class Family:
     Attributes:
         name: the name in recipes, without the stem.
         base: the timm network with the PatchStem.
-        tag: the pinned ImageNet-1k tag of `base`; None where timm has no weights.
+        tag: the pinned ImageNet-1k tag of `base`; None if timm has no weights.
         resolution: side in pixels of the training images.
         multiple: sides must be multiples of this (patch size); 1 for fully convolutional networks.
         smallest: the smallest side the network takes.
@@ -67,44 +63,44 @@ FAMILIES: dict[str, Family] = {
 """The families by name. `convnext_micro` is this project's own, for 32 px images."""
 
 IMAGENET1K_TAGS: dict[str, str] = {f.name: f"{f.base}.{f.tag}" for f in FAMILIES.values() if f.tag}
-"""Family -> the timm weights that a recipe's clean initialisation is pinned to."""
+"""Family -> the timm weights that a recipe starts from."""
 
 
 def find_family(name: str) -> Family:
-    """The family called `name`.
+    """Returns the family called `name`.
 
     Raises:
-        UserError: unknown name (the nearest known one is named).
+        UserError: the name is unknown (the nearest known one is named).
     """
     if name in FAMILIES:
         return FAMILIES[name]
     if name.removesuffix("_cvst") in FAMILIES:
-        remedy = f"Write name {name.removesuffix('_cvst')!r} and stem 'conv'"
+        remedy = f"write name {name.removesuffix('_cvst')!r} and stem 'conv'"
     else:
-        remedy = f"Known are {', '.join(FAMILIES)}{nearest(name, FAMILIES)}"
-    raise UserError("no such network", where="model.name", value=name, remedy=remedy)
+        remedy = f"use one of: {', '.join(FAMILIES)}{nearest(name, FAMILIES)}"
+    raise UserError("there is no such network", where="model.name", value=name, remedy=remedy)
 
 
 def check_imagenet1k_tag(tag: str) -> str:
-    """`tag` itself when it names weights trained on ImageNet-1k alone, judged by timm's naming of tags.
+    """Returns `tag` if it names weights trained on ImageNet-1k alone, by timm's naming of tags.
 
     Args:
         tag: "network.tag" or the tag alone, such as "convnext_tiny.fb_in1k" or "fb_in1k".
 
     Raises:
-        UserError: the tag is missing (timm's default would be taken), or names other or further data, or "_ft_", which
-            in timm says that the weights were fine-tuned from such.
+        UserError: the tag is missing (timm would choose its default), or it names other data, or contains "_ft_", which
+            in timm means that the weights were fine-tuned from weights trained on other data.
     """
     if is_imagenet1k(tag):
         return tag
     foreign = other_data_in(tag)
     known = ", ".join(IMAGENET1K_TAGS.values())
-    why = f"it says {foreign[0]!r}" if foreign else "it does not end in 'in1k'"
+    why = f"the tag contains {foreign[0]!r}" if foreign else "the tag does not contain 'in1k'"
     raise UserError(
         f"these pretrained weights are not from ImageNet-1k alone: {why}",
         where="init",
         value=tag,
-        remedy=f"Take a pinned tag ({known}), or a recipe that allows other data",
+        remedy=f"use a pinned tag ({known}), or a recipe that allows other data",
     )
 
 
@@ -115,20 +111,24 @@ VIT_OPTIONS = (
     *("pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "patch_drop_rate", "global_pool"),
 )
 OPTIONS = frozenset((*CONVNEXT_OPTIONS, *ISOTROPIC_OPTIONS, *VIT_OPTIONS, "drop_rate"))
+"""Options of timm's networks that a recipe or a model card may set.
+
+Other options are refused, because timm's `create_model` also takes options that open files or change its result.
+"""
 
 
 def network_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`kwargs` with JSON's lists as tuples.
+    """Returns `kwargs` with JSON's lists as tuples.
 
     Raises:
-        UserError: an option that is not on the list.
+        UserError: an option is not in `OPTIONS`.
     """
     for key in kwargs:
         if key not in OPTIONS:
             raise UserError(
-                f"no such option of a network{nearest(key, OPTIONS)}",
+                f"networks have no such option{nearest(key, OPTIONS)}",
                 where="model.kwargs",
                 value=key,
-                remedy=f"Known are {', '.join(sorted(OPTIONS))}",
+                remedy=f"use one of: {', '.join(sorted(OPTIONS))}",
             )
     return {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}

@@ -44,7 +44,7 @@ class IsotropicConvNeXt(nn.Module):
     ) -> None:
         super().__init__()
         if unknown:
-            raise TypeError(f"IsotropicConvNeXt takes no {sorted(unknown)}")
+            raise TypeError(f"IsotropicConvNeXt does not take {sorted(unknown)}")
         self.num_classes, self.num_features, self.head_hidden_size = num_classes, dim, dim
         self.patch_size, self.in_chans = patch_size, in_chans
         self.stem: nn.Module = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
@@ -56,11 +56,11 @@ class IsotropicConvNeXt(nn.Module):
         self.apply(_init_weights)
 
     def get_classifier(self) -> nn.Module:
-        """The linear head (timm's interface)."""
+        """Returns the linear head (timm's interface)."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one (timm's interface); pooling is always the average."""
+        """Replaces the head by a new one (timm's interface); pooling is always the average."""
         assert global_pool in (None, "avg")
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
@@ -71,7 +71,7 @@ class IsotropicConvNeXt(nn.Module):
         return self.blocks(self.stem(images))
 
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """(N, dim, h, w) -> (N, num_classes), or the normalised pooled features when `pre_logits`."""
+        """(N, dim, h, w) -> (N, num_classes), or with `pre_logits` the normalised pooled features."""
         pooled = self.norm(features.mean(dim=(-2, -1)))
         return pooled if pre_logits else self.head(pooled)
 

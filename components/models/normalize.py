@@ -1,4 +1,4 @@
-"""The normaliser as the first layer of a model, so that attacks and data loaders only ever see pixels in [0, 1]."""
+"""The normaliser as the first layer of a model, so that attacks and data loaders only see pixels in [0, 1]."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from components.models.families import Normalize
 class Normalizer(nn.Module):
     """(x - mean) / std per channel.
 
-    Mean and std are constants of the model card, not state: they are kept out of the state dict, so that an average of
-    weights cannot move them. (In the published ViT-S-CvSt they were averaged with the weights, and the mean drifted.)
+    Mean and std are constants of the model card, not state: they are left out of the state dict, so that averaging
+    weights cannot change them. (In the published ViT-S-CvSt they were averaged with the weights, and the mean drifted.)
     """
 
     mean: torch.Tensor
@@ -24,12 +24,12 @@ class Normalizer(nn.Module):
             self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) in [0, 1] -> (N, C, H, W), about zero mean and unit variance."""
+        """(N, C, H, W) in [0, 1] -> (N, C, H, W) with about zero mean and unit variance."""
         return (images - self.mean) / self.std
 
 
 class NormalizedModel(nn.Module):
-    """A network behind a normaliser; state-dict names are `model.` + the network's."""
+    """A normaliser followed by a network; state-dict names are `model.` + the network's."""
 
     def __init__(self, model: nn.Module, normalize: Normalize) -> None:
         super().__init__()
@@ -42,5 +42,5 @@ class NormalizedModel(nn.Module):
 
 
 def network(model: nn.Module) -> nn.Module:
-    """The timm network inside `model`, which is `model` itself where there is no normaliser."""
+    """Returns the timm network inside `model`; `model` itself if it has no normaliser."""
     return model.model if isinstance(model, NormalizedModel) else model

@@ -1,11 +1,13 @@
-"""Registration with timm: after `import components.models`, `timm.create_model` knows these networks.
+"""Registers this package's networks with timm: after `import components.models`, `timm.create_model` builds them.
 
-The ConvStem networks are timm's own with the stem replaced. Only new names are registered; timm's stay as they are.
-No weights are linked, and `pretrained=True` is refused: weights are opened by `components.models.weights`.
+The ConvStem networks are timm's own with the stem replaced. Only new names are registered; timm's stay unchanged. No
+weights are linked, and `pretrained=True` is refused: `components.models.weights` loads weights.
 
-`pretrained_cfg` tells `timm.data.resolve_model_data_config` how the bare network wants its images. Mean 0 and std 1
+`pretrained_cfg` tells `timm.data.resolve_model_data_config` which images the bare network expects. Mean 0 and std 1
 (raw [0, 1] pixels) is how the robust checkpoints of ConvNeXt-T/S/B/L-CvSt and ViT-B-CvSt were published; the others
-hold a normaliser with ImageNet statistics in front (for ViT-M-CvSt this is not known, and ImageNet is assumed).
+have a normaliser with ImageNet statistics in front (for ViT-M-CvSt this is unknown, and ImageNet is assumed).
+
+To add a network of a known family, add a row to `default_cfgs`, a function here, and a row to `families.FAMILIES`.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ default_cfgs = generate_default_cfgs(
         "convnext_micro_cvst": {**_SMALL, **_RAW, "first_conv": "stem.stem.0"},
     }
 )
-"""timm's `register_model` looks for this name in the module of the function it registers."""
+"""timm's `register_model` looks up this name in the module of the function that it registers."""
 
 
 def _register(variant: str, build: Any, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -52,13 +54,13 @@ def _register(variant: str, build: Any, pretrained: bool, **kwargs: Any) -> nn.M
         raise UserError(
             "timm has no weights of this network",
             where=variant,
-            remedy="Build it without pretrained=True, or open published weights with components.models.load_published",
+            remedy="build it without pretrained=True, or open published weights with components.models.load_published",
         )
     return build_model_with_cfg(build, variant, pretrained, feature_cfg=_features(variant), **kwargs)
 
 
 def _features(variant: str) -> dict[str, Any]:
-    """How timm's `features_only=True` takes such a network apart; the isotropic one cannot be."""
+    """Returns how timm's `features_only=True` splits such a network; the isotropic one cannot be split."""
     if variant.startswith("vit"):
         return {"out_indices": 3, "feature_cls": "getter"}
     return {"out_indices": (0, 1, 2, 3), "flatten_sequential": True}

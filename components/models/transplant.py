@@ -1,6 +1,6 @@
-"""Moving weights from one stage's network into the next one's, where stem, head or resolution may differ.
+"""Moves weights from one stage's network into the next one's, whose stem, head or resolution may differ.
 
-Comparing two state dicts by name and shape, and saying in one line how they differ.
+Two state dicts are compared by name and shape; differences that are not allowed are reported in one line.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from components.errors import UserError
 from components.models.convstem import stem_prefix
 from components.models.normalize import network
 
-# MERGED
-
 POSITION = "pos_embed"
 
 
 def transplant(source_state: Mapping[str, torch.Tensor], target_model: nn.Module) -> list[str]:
-    """Copy every weight that fits into `target_model`; say what stays as it was initialised.
+    """Copies every weight that fits into `target_model`, and returns the names of those that keep their initial values.
 
-    Only two parts may stay fresh, and each of them only as a whole: the stem, when its layout differs, and the
-    classifier, when the number of classes differs. Position embeddings of another resolution are resampled.
+    Only two parts may keep their initial values, each only completely: the stem if its layout differs, and the
+    classifier if the number of classes differs. Position embeddings of another resolution are resampled.
 
     Args:
-        source_state: state dict of a network of the same family, with or without the `model.` of a normalised model.
-        target_model: freshly built (its fresh parts keep what they have), bare or normalised.
+        source_state: state dict of a network of the same family; its names may start with the `model.` of a normalised
+            model.
+        target_model: a freshly built network, bare or normalised.
 
     Returns:
-        Sorted names, in the bare network's state dict, of the tensors left fresh.
+        Sorted names, in the bare network's state dict, of the tensors that keep their initial values.
 
     Raises:
-        UserError: any other difference: another family, depth or width.
+        UserError: the networks differ otherwise: another family, depth or width.
     """
     body = network(target_model)
     source = bare_state(source_state)
@@ -49,9 +48,9 @@ def transplant(source_state: Mapping[str, torch.Tensor], target_model: nn.Module
         if compare(ours, theirs):
             fresh |= set(ours)
             source = {name: tensor for name, tensor in source.items() if name not in theirs}
-    misfit: Misfit = compare({name: tensor for name, tensor in target.items() if name not in fresh}, source)
-    if misfit:
-        raise refuse(misfit, where="init", remedy="Start from a stage that trained the same network")
+    mismatch = compare({name: tensor for name, tensor in target.items() if name not in fresh}, source)
+    if mismatch:
+        raise mismatch_error(mismatch, where="init", remedy="start from a stage that trained the same network")
     with torch.no_grad():
         for name, tensor in source.items():
             target[name].copy_(tensor)
@@ -59,7 +58,7 @@ def transplant(source_state: Mapping[str, torch.Tensor], target_model: nn.Module
 
 
 def bare_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict of the bare network, of a bare or a normalised model's."""
+    """Returns the state dict of the bare network, given that of a bare or a normalised model."""
     prefix = "model."
     if state and all(name.startswith(prefix) for name in state):
         return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -89,13 +88,16 @@ def _fit_position(source: dict[str, torch.Tensor], vit: VisionTransformer) -> di
     return {**source, POSITION: resampled}
 
 
-SHOWN = 3
-"""How many names of each kind a message holds."""
+SHOWN_NAMES = 3
+"""Names of each kind in an error message."""
 
 
 @dataclass(frozen=True)
-class Misfit:
-    """Names that one side lacks, and names whose shapes differ. False when there is none of either."""
+class Mismatch:
+    """Differences between two state dicts: names that one of them lacks, and names whose shapes differ.
+
+    It is false if there are no differences.
+    """
 
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
@@ -105,25 +107,25 @@ class Misfit:
         return bool(self.missing or self.unknown or self.shapes)
 
 
-def compare(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> Misfit:
-    """How `found` differs from `expected` in names and shapes."""
+def compare(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> Mismatch:
+    """Compares the names and shapes of two state dicts."""
     shapes = tuple(
         f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     )
     missing = tuple(name for name in expected if name not in found)
-    return Misfit(missing, tuple(name for name in found if name not in expected), shapes)
+    return Mismatch(missing, tuple(name for name in found if name not in expected), shapes)
 
 
-def refuse(misfit: Misfit, *, where: str, remedy: str) -> UserError:
-    """The error that names the first few differences of each kind; to be raised by the caller."""
+def mismatch_error(mismatch: Mismatch, *, where: str, remedy: str) -> UserError:
+    """Makes the error that names the first few differences of each kind, for the caller to raise."""
     parts = [
-        f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+        f"{len(names)} {kind} ({', '.join(names[:SHOWN_NAMES])}{', ...' if len(names) > SHOWN_NAMES else ''})"
         for kind, names in (
-            ("missing", misfit.missing),
-            ("unknown", misfit.unknown),
-            ("of another shape", misfit.shapes),
+            ("missing", mismatch.missing),
+            ("unknown", mismatch.unknown),
+            ("of another shape", mismatch.shapes),
         )
         if names
     ]

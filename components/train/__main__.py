@@ -1,4 +1,4 @@
-"""`python -m components.train --spec spec.json`: runs one stage of this room."""
+"""`python -m components.train --spec spec.json`: runs one training stage."""
 
 from components.store.execute import main
 from components.train.stage import run

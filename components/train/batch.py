@@ -1,12 +1,11 @@
-"""What a step is made of besides the weights: its attack, its mixed images and targets, and its start noise.
+"""Everything a training step takes besides the weights: its attack, the attack's noise, mixed images and soft targets.
 
-All are pure functions of the configuration, the seed and the place in the training.
+All are pure functions of the configuration, the seed and the position in the training, so they are the same on every
+worker and after a restart.
 
-Soft targets and the mixing of images: mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), one draw a batch.
-
-The draw is a pure function of (seed, epoch, step), so it is the same on every worker and after a restart. timm 1.0.31
-mixes image i with image B-1-i of a worker's batch; here it is its neighbour (0 with 1, 2 with 3, ...), which is the
-same distribution over a shuffled batch and does not depend on how many workers share the batch.
+Mixing is mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), one draw per batch. timm 1.0.31 mixes image i with
+image B-1-i of a worker's batch. This module mixes neighbours (0 with 1, 2 with 3, ...), which gives the same
+distribution over a shuffled batch and does not depend on the number of workers that share the batch.
 """
 
 from __future__ import annotations
@@ -18,45 +17,52 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from components.attack.training_attacks import TRAINING_ATTACKS, AttackSettings
 from components.train.config import TrainConfig
 from components.train.seeds import row_noise
-from components.train.train_step import Threat
 
-# MERGED
+_STREAM = 0x6D6978  # keeps these draws apart from others made from the same (seed, epoch, step)
+_CUTMIX_SHARE = 0.5
 
 
-def threat_at(config: TrainConfig, at: float) -> Threat | None:
-    """The attack at epoch `at`; its radius grows where the recipe warms it up. None: a clean step.
+def attack_at(config: TrainConfig, at: float) -> AttackSettings | None:
+    """Returns the attack at epoch `at`; None for a clean step.
 
-    The radius is eps * min(at / eps_warmup, 1), step by step; a linear warm-up as in Debenedetti et al., 2209.07399,
-    over 10 epochs there.
+    With a warm-up the radius is eps * min(at / eps_warmup_epochs, 1), step by step: a linear warm-up as in Debenedetti
+    et al., 2209.07399, who take 10 epochs.
 
     Args:
-        at: epochs since the start, with the part of the present one.
+        at: epochs since the start, with the fraction of the current one.
     """
     attack = config.attack
     if attack is None:
         return None
-    share = min(at / attack.eps_warmup, 1.0) if attack.eps_warmup else 1.0
+    share = min(at / attack.eps_warmup_epochs, 1.0) if attack.eps_warmup_epochs else 1.0
     if share == 0:
         return None
-    return Threat(
-        norm=attack.norm,
-        eps=attack.eps * share,
-        steps=attack.steps,
-        form=attack.form,
-        kind=attack.kind,
-        loss=attack.loss,
-        beta=attack.beta,
-        fgsm_step=attack.fgsm_step,
-        centre="given" if config.faithful else "clamped",
-    )
+    fields = attack.model_dump(exclude={"eps_warmup_epochs"})
+    centre = "given" if config.match_released_code else "clamped"
+    return AttackSettings(**{**fields, "eps": attack.eps * share, "centre": centre})
+
+
+def start_noise(
+    attack: AttackSettings | None, images: Tensor, *, first_row: int, seed: int, epoch: int, batch: int
+) -> Tensor | None:
+    """Returns the noise (B, C, H, W) that the attack's start point needs; None if it needs none.
+
+    Args:
+        first_row: row of this worker's first image in the global batch.
+    """
+    noise = TRAINING_ATTACKS[attack.name].noise(attack) if attack is not None else None
+    if noise is None:
+        return None
+    return row_noise(images, first_row, seed=seed, epoch=epoch, batch=batch, normal=noise == "normal")
 
 
 def mixed(
     config: TrainConfig, images: Tensor, labels: Tensor, *, classes: int, seed: int, epoch: int, batch: int
 ) -> tuple[Tensor, Tensor]:
-    """Images (B, C, H, W) and targets: classes (B,), or probabilities (B, K) where smoothed or mixed."""
+    """Returns images (B, C, H, W) and targets: classes (B,), or probabilities (B, K) if smoothed or mixed."""
     mix = None
     if config.mixes:
         side = (images.shape[2], images.shape[3])
@@ -68,35 +74,14 @@ def mixed(
     return images, soft_targets(labels, classes, config.smoothing, mix)
 
 
-def start_noise(
-    config: TrainConfig,
-    threat: Threat | None,
-    images: Tensor,
-    *,
-    first_row: int,
-    seed: int,
-    epoch: int,
-    batch: int,
-) -> Tensor | None:
-    """Noise for the attack's start (B, C, H, W): normal for TRADES, uniform for FGSM with a random start, else None.
-
-    Args:
-        first_row: place of this worker's first image in the global batch.
-    """
-    if threat is None or config.attack is None:
-        return None
-    if threat.loss != "trades" and not (threat.kind == "fgsm" and config.attack.random_start):
-        return None
-    return row_noise(images, first_row, seed=seed, epoch=epoch, batch=batch, normal=threat.loss == "trades")
-
-
-_STREAM = 0x6D6978  # keeps these draws apart from others made from the same (seed, epoch, step)
-_CUTMIX_SHARE = 0.5
-
-
 @dataclass(frozen=True)
 class Mix:
-    """One batch's draw: `share` of its own image each target keeps; the box (top, bottom, left, right) if cut."""
+    """The draw of one batch.
+
+    Attributes:
+        share: share of its own image that each target keeps.
+        box: (top, bottom, left, right) of the rectangle that is cut and replaced; None for mixup.
+    """
 
     share: float
     box: tuple[int, int, int, int] | None = None
@@ -105,7 +90,7 @@ class Mix:
 def draw_mix(
     seed: int, epoch: int, step: int, *, mixup: float, cutmix: float, prob: float, side: tuple[int, int]
 ) -> Mix:
-    """The draw of one batch (timm's `Mixup(mode="batch", switch_prob=0.5, correct_lam=True)`).
+    """Returns the draw of one batch (timm's `Mixup(mode="batch", switch_prob=0.5, correct_lam=True)`).
 
     Args:
         mixup, cutmix: alpha of the Beta distributions; 0 turns one off.
@@ -132,7 +117,7 @@ def _cut(random: np.random.Generator, share: float, side: tuple[int, int]) -> Mi
 
 
 def neighbours(values: Tensor) -> Tensor:
-    """Rows swapped in pairs: 1, 0, 3, 2, ...
+    """Swaps rows in pairs: 1, 0, 3, 2, ...
 
     Raises:
         ValueError: an odd number of rows.
@@ -143,7 +128,7 @@ def neighbours(values: Tensor) -> Tensor:
 
 
 def mix_images(images: Tensor, mix: Mix) -> Tensor:
-    """(B, C, H, W) mixed; the input is left as it is."""
+    """Returns the mixed images (B, C, H, W); the input is not changed."""
     if mix.share == 1.0:
         return images
     partner = neighbours(images)
@@ -156,7 +141,7 @@ def mix_images(images: Tensor, mix: Mix) -> Tensor:
 
 
 def soft_targets(labels: Tensor, classes: int, smoothing: float, mix: Mix | None = None) -> Tensor:
-    """Targets (B, K): the label's share is 1 - smoothing + smoothing / K, the others' smoothing / K, then mixed."""
+    """Returns targets (B, K): 1 - smoothing + smoothing / K for the label, smoothing / K for the others, then mixed."""
     targets = F.one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
     if mix is None or mix.share == 1.0:
         return targets

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there: safetensors and JSON, digests written last, the previous one kept.
+"""The format of a checkpoint: safetensors and JSON, complete or absent.
 
 One checkpoint is a folder: `<group>.safetensors` for each group of tensors, `state.json`, and `manifest.json` with size
-and sha256 of both kinds and the stage's fingerprint. It is written beside its place and renamed; a folder that does not
-hold what its manifest says, or that belongs to another stage, is refused aloud and the previous one is used.
+and sha256 of both kinds and the stage's fingerprint, written last. The folder is written under a temporary name, synced
+and renamed. A folder that does not match its manifest, or that belongs to another stage, is refused.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from torch import Tensor
 
 from components.files import FileDigest, digest_file, files_below, mismatch, write_json
 
-FORMAT = 1
+FORMAT = 2
 PREFIX = "step-"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A training at one moment: groups of named CPU tensors, and everything else as JSON (`facts`)."""
+    """A training at one moment: groups of named CPU tensors, and everything else as JSON (`metadata`)."""
 
     tensors: Mapping[str, Mapping[str, Tensor]]
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     @property
     def step(self) -> int:
         """Optimizer steps done."""
-        return int(self.facts["step"])
+        return int(self.metadata["step"])
 
     @property
-    def backs(self) -> int:
-        """How often the training had gone back to an earlier state."""
-        return int(self.facts.get("health", {}).get("backs", 0))
+    def num_rollbacks(self) -> int:
+        """Number of rollbacks so far."""
+        return int(self.metadata.get("monitor", {}).get("num_rollbacks", 0))
 
     @property
     def age(self) -> tuple[int, int]:
-        """Sorts snapshots of one training by when they were taken: one that went back has smaller steps again."""
-        return self.backs, self.step
+        """Sort key by time: after a rollback the step is smaller again."""
+        return self.num_rollbacks, self.step
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, fingerprint: str) -> Path:
     """Writes a checkpoint into `folder` and returns its path there."""
-    again = f"-again{snapshot.backs:02d}" if snapshot.backs else ""
-    place = folder / f"{PREFIX}{snapshot.step:09d}-{int(snapshot.facts['epoch']):05d}{again}"
+    rollbacks = f"-rollback{snapshot.num_rollbacks:02d}" if snapshot.num_rollbacks else ""
+    place = folder / f"{PREFIX}{snapshot.step:09d}-{int(snapshot.metadata['epoch']):05d}{rollbacks}"
     part = folder / f".part-{place.name}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for group, tensors in snapshot.tensors.items():
         save_file(dict(tensors), part / f"{group}.safetensors")
-    write_json(part / "state.json", dict(snapshot.facts))
+    write_json(part / "state.json", dict(snapshot.metadata))
     files = {name: digest_file(path)._asdict() for name, path in files_below(part)}
     for name in files:
         _sync(part / name)
@@ -80,15 +80,15 @@ def read_checkpoint(place: Path, fingerprint: str) -> Snapshot:
     """Reads a checkpoint back.
 
     Raises:
-        ValueError: it is torn, damaged, of another format or of another stage; the message says which.
+        ValueError: it is incomplete, damaged, of another format or of another stage; the message says which.
     """
     try:
         manifest = json.loads((place / "manifest.json").read_text())
         expected = {name: FileDigest(**digest) for name, digest in manifest["files"].items()}
-        mine = (manifest["format"], manifest["fingerprint"])
+        written_by = (manifest["format"], manifest["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it has no readable manifest ({error})") from None
-    if mine != (FORMAT, fingerprint):
+    if written_by != (FORMAT, fingerprint):
         raise ValueError("it belongs to another stage or to another version of this program")
     for name, digest in expected.items():
         problem = "is outside the checkpoint" if Path(name).name != name else mismatch(place / name, digest)
@@ -103,6 +103,6 @@ def read_checkpoint(place: Path, fingerprint: str) -> Snapshot:
 
 
 def age_of(place: Path) -> tuple[str, str]:
-    """As `Snapshot.age`, from the name of a checkpoint's folder."""
-    step, again, backs = place.name.partition("-again")
-    return backs if again else "00", step
+    """Returns the sort key of `Snapshot.age` from the name of a checkpoint's folder."""
+    step, _, num_rollbacks = place.name.partition("-rollback")
+    return num_rollbacks or "00", step

@@ -1,6 +1,4 @@
-"""What every training stage can be told; the five kinds in `config` differ in defaults and in what must be given.
-
-What a training stage can be told: five kinds of one configuration, apart in defaults and in what must be given.
+"""What a recipe can set in a training stage: `TrainConfig`, and the five kinds of stage, which differ in defaults.
 
 "paper" in a description means Singh, Croce, Hein, "Revisiting Adversarial Training for ImageNet", NeurIPS 2023;
 "code" its released code. Numbers without either are ours.
@@ -14,35 +12,51 @@ from pydantic import Field, field_validator, model_validator
 
 from components.errors import UserError, nearest
 from components.fingerprint import NO_FINGERPRINT, WHEN_SET
-from components.train.config_checks import (
-    check_dropout,
+from components.train.config_parts import (
+    AttackConfig,
+    ModelConfig,
+    MonitorConfig,
+    Part,
+    ValidationConfig,
     check_first_weights,
-    check_probe,
     check_schedule,
-    check_workers,
+    check_validation,
 )
-from components.train.config_parts import AttackConfig, HealthConfig, ModelConfig, Part, ProbeConfig
-from components.train.workers import split_range
+from components.train.workers import check_dropout, check_workers, split_range
+
+__all__ = [
+    "CONFIGS",
+    "AdversarialConfig",
+    "AttackConfig",
+    "ConvStemConfig",
+    "ModelConfig",
+    "MonitorConfig",
+    "PretrainConfig",
+    "RadiusConfig",
+    "TrainConfig",
+    "TransferConfig",
+    "ValidationConfig",
+]
 
 _INIT_PREFIXES = ("timm:", "file:")
 _LARGE_SIDE = 96
-"""Smaller images are whole objects: cutting their border would cut them."""
+"""Smaller images show whole objects: cutting their border would cut the objects."""
 
 
 class TrainConfig(Part):
-    """One training stage. The subclasses are the five kinds."""
+    """One training stage; the subclasses below are the five kinds."""
 
     kind: ClassVar[str] = ""
     needs_init: ClassVar[bool] = True
     keeps_head: ClassVar[bool] = True
-    """Whether the classifier of an earlier stage or a file is kept, so that the classes have to be the same."""
+    """Whether the classifier of an earlier stage or file is kept, which requires the same classes."""
 
     data: str = Field(description="name of the encode stage whose training images are used")
     init: str | None = Field(
         default=None,
         description="first weights: a stage's name, `random`, `timm:<tag>`, or `file:<path>` (.safetensors, .pt)",
     )
-    init_data: Literal["any", "imagenet-1k"] = Field(
+    pretrained_data: Literal["any", "imagenet-1k"] = Field(
         default="any",
         description="data that the weights of a timm tag may have seen",
         json_schema_extra=NO_FINGERPRINT,
@@ -51,34 +65,34 @@ class TrainConfig(Part):
     resolution: int = Field(default=224, ge=8, le=2048, description="side of the training images in px (paper: 224)")
     epochs: int = Field(default=50, ge=1, description="passes over the training images (paper: 50 to 300)")
     batch_size: int = Field(
-        default=640, ge=2, description="images a step over all workers (code: 8 x 80 for ConvNeXt-B)"
+        default=640, ge=2, description="images per step over all workers (code: 8 x 80 for ConvNeXt-B)"
     )
     lr: float = Field(default=1e-3, gt=0, description="peak learning rate, not scaled with the batch (paper)")
-    lr_min: float = Field(default=5e-6, ge=0, description="learning rate at the end (code)")
+    min_lr: float = Field(default=5e-6, ge=0, description="learning rate at the end (code)")
     warmup_epochs: float = Field(
         default=10, ge=0, description="epoch of the peak (paper: 10; code: 20 above 100 epochs)"
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW momenta (paper)")
     weight_decay: float = Field(default=0.05, ge=0, description="AdamW weight decay (paper)")
-    groups: Literal["sane", "faithful"] = Field(
-        default="sane",
-        description="what is not decayed: 1-D weights, positions and class token; or exactly what code leaves out",
+    no_weight_decay: Literal["standard", "released_code"] = Field(
+        default="standard",
+        description="parameters without weight decay: 1-D weights, positions and class token; or those of code",
     )
-    faithful: bool = Field(
+    match_released_code: bool = Field(
         default=False,
-        description="do as code does where that is a slip: its parameter groups, one order of the images in every "
+        description="repeat the slips of code: its parameters without weight decay, one order of the images in every "
         "epoch, black borders and erasing with pixels outside [0, 1] in heavy augmentation, the attack's ball around "
         "such pixels as they are, no flips in basic augmentation, no label smoothing without mixup or cutmix",
     )
     clip_grad: float | None = Field(default=None, gt=0, description="largest gradient norm (paper: none)")
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth (paper: none)")
     ema_decay: float = Field(
-        default=0.9999, ge=0, lt=1, description="decay of the averaged weights a step (code; paper: 0.999)"
+        default=0.9999, ge=0, lt=1, description="decay of the averaged (EMA) weights per step (code; paper: 0.999)"
     )
     label_smoothing: float = Field(
         default=0.1,
         ge=0,
-        description="share of the target spread over all classes (paper: 0.1; code, faithful: not without mixing)",
+        description="share of the target spread over all classes (paper: 0.1; code: not without mixing)",
     )
     mixup: float = Field(default=0.0, ge=0, description="alpha of mixup, 0: off (paper, heavy: 0.8)")
     cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix, 0: off (paper, heavy: 1.0)")
@@ -87,74 +101,76 @@ class TrainConfig(Part):
         default="basic",
         description="none; crop and flip; or RandAugment m9-mstd0.5-inc1 and random erasing too (paper: heavy)",
     )
-    crop_scale: tuple[float, float] = Field(
-        default=(0.08, 1.0), description="share of the image's area a crop takes (paper)"
+    scale: tuple[float, float] = Field(
+        default=(0.08, 1.0), description="smallest and largest share of the image's area in a crop (paper)"
     )
-    crop_aspect: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="width over height of a crop (paper)")
-    eval_crop: float | None = Field(
+    ratio: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="width over height of a crop (paper)")
+    crop_pct: float | None = Field(
         default=None, gt=0, le=1, description="centre crop at evaluation; none: 0.875 (paper) from 96 px on, else 1"
     )
-    flip: float = Field(
+    hflip: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="share of images mirrored (paper, heavy: 0.5; code, faithful: none in basic augmentation)",
+        description="share of images mirrored (paper, heavy: 0.5; code: none in basic augmentation)",
     )
     attack: AttackConfig | None = Field(default=None, description="adversarial training; none: clean")
-    probe: ProbeConfig = Field(default=ProbeConfig(), description="the held-out check")
-    health: HealthConfig = Field(default=HealthConfig(), description="what happens when training goes wrong")
-    select: Literal["last", "best"] = Field(
-        default="last", description="weights kept: the last, or those of the best probe"
+    validation: ValidationConfig = Field(
+        default=ValidationConfig(), description="accuracy on held-out training images during training"
+    )
+    monitor: MonitorConfig = Field(default=MonitorConfig(), description="what happens when training goes wrong")
+    keep_weights: Literal["last", "best"] = Field(
+        default="last", description="EMA weights that become the stage's model: the last, or of the best validation"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="autocast; auto: bf16 on GPUs that have it, else fp32 (code: fp16)"
     )
     compile: bool = Field(default=False, description="torch.compile the network")
     seed_offset: int = Field(default=0, ge=0, description="added to the recipe's seed, for repeated runs")
-    workers: int = Field(
+    num_workers: int = Field(
         default=0,
         ge=0,
         le=4096,
-        description="Ray Train workers; 0: this process; a range such as 1-4: as many as the cluster holds",
+        description="Ray Train workers; 0: this process; a range such as 1-4: the most that the cluster holds",
         json_schema_extra=NO_FINGERPRINT,
     )
-    workers_min: int | None = Field(
+    min_workers: int | None = Field(
         default=None,
         ge=1,
         le=4096,
-        description="least number of workers, where workers is the largest; none: exactly workers",
+        description="smallest number of workers, if num_workers is the largest; none: exactly num_workers",
         json_schema_extra=NO_FINGERPRINT,
     )
-    micro_batch: int = Field(
+    micro_batch_size: int = Field(
         default=0,
         ge=0,
-        description="images a worker takes in one forward, gradients are summed; 0: its whole share",
+        description="images per forward of a worker, gradients are summed; 0: its whole share of the batch",
         json_schema_extra=NO_FINGERPRINT,
     )
     loader: Literal["auto", "ffcv", "native"] = Field(
         default="auto", description="engine that reads the images", json_schema_extra=NO_FINGERPRINT
     )
-    threads: int = Field(
-        default=0, ge=0, description="decoding threads a worker; 0: all cores", json_schema_extra=NO_FINGERPRINT
+    num_threads: int = Field(
+        default=0, ge=0, description="decoding threads per worker; 0: all cores", json_schema_extra=NO_FINGERPRINT
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         description="where the network runs; auto: a GPU if there is one",
         json_schema_extra=NO_FINGERPRINT,
     )
-    checkpoint_minutes: float = Field(
-        default=10, ge=0, description="minutes between checkpoints inside an epoch", json_schema_extra=NO_FINGERPRINT
+    checkpoint_interval_s: float = Field(
+        default=600, ge=0, description="seconds between checkpoints inside an epoch", json_schema_extra=NO_FINGERPRINT
     )
-    checkpoint_seconds: float = Field(
+    checkpoint_min_interval_s: float = Field(
         default=15,
         ge=0,
-        description="least seconds between checkpoints at epoch ends",
+        description="least seconds between checkpoints at the ends of epochs",
         json_schema_extra=NO_FINGERPRINT,
     )
-    metrics_minutes: float = Field(
-        default=5,
+    log_interval_s: float = Field(
+        default=300,
         gt=0,
-        description="minutes between figures sent to MLflow inside an epoch",
+        description="seconds between metrics sent to MLflow inside an epoch",
         json_schema_extra=NO_FINGERPRINT,
     )
     metrics_port: int | None = Field(
@@ -167,7 +183,7 @@ class TrainConfig(Part):
     peak_tflops: float | None = Field(
         default=None,
         gt=0,
-        description="peak of one device for the utilisation; none: measured on GPUs, not known on CPUs",
+        description="peak of one device, for the utilisation; none: measured on GPUs, unknown on CPUs",
         json_schema_extra=NO_FINGERPRINT,
     )
 
@@ -176,7 +192,7 @@ class TrainConfig(Part):
     def _smoothing_leaves_a_target(cls, value: float) -> float:
         if value >= 0.5:
             raise UserError(
-                "label smoothing of 0.5 or more drowns the label",
+                "label smoothing of 0.5 or more hides the label",
                 where="label_smoothing",
                 value=value,
                 remedy="use less than 0.5; the paper's value is 0.1",
@@ -187,15 +203,15 @@ class TrainConfig(Part):
     @classmethod
     def _betas_are_decays(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not all(0 <= beta < 1 for beta in value):
-            raise UserError("momenta lie in [0, 1)", where="betas", value=value, remedy="the paper's are 0.9 and 0.95")
+            raise UserError("momenta are in [0, 1)", where="betas", value=value, remedy="the paper's are 0.9 and 0.95")
         return value
 
-    @field_validator("crop_scale", "crop_aspect")
+    @field_validator("scale", "ratio")
     @classmethod
     def _range_is_ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1]:
             raise UserError(
-                "a range is two positive numbers, the smaller first", value=value, remedy="swap or mend them"
+                "a range is two positive numbers, the smaller first", value=value, remedy="swap or correct them"
             )
         return value
 
@@ -219,17 +235,30 @@ class TrainConfig(Part):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
-        check_workers(self)
-        check_dropout(self, self.model.kwargs if self.model else {})
-        check_schedule(self)
-        check_probe(self)
-        check_first_weights(self)
+        check_workers(*self.worker_range, batch_size=self.batch_size, pairs=self.mixes)
+        check_dropout(
+            self.model.kwargs if self.model else {},
+            num_workers=self.num_workers,
+            micro_batch_size=self.micro_batch_size,
+        )
+        check_schedule(
+            self.epochs, self.warmup_epochs, self.lr, self.min_lr, self.attack.eps_warmup_epochs if self.attack else 0.0
+        )
+        check_validation(self.validation, self.attack, keep_weights=self.keep_weights)
+        check_first_weights(
+            self.kind,
+            self.init,
+            self.model,
+            needs_init=self.needs_init,
+            from_stage=self.init_stage is not None,
+            pretrained_data=self.pretrained_data,
+        )
         return self
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """The least and the largest number of Ray workers; equal where the recipe names one number."""
-        return (self.workers if self.workers_min is None else self.workers_min), self.workers
+        """The smallest and the largest number of Ray workers; equal if the recipe gives one number."""
+        return (self.num_workers if self.min_workers is None else self.min_workers), self.num_workers
 
     @property
     def mixes(self) -> bool:
@@ -238,46 +267,30 @@ class TrainConfig(Part):
 
     @property
     def smoothing(self) -> float:
-        """The label smoothing that is used: the released code has it inside its mixing only."""
-        return 0.0 if self.faithful and not self.mixes else self.label_smoothing
+        """The label smoothing in effect: the released code smooths in its mixing only."""
+        return 0.0 if self.match_released_code and not self.mixes else self.label_smoothing
 
     @property
-    def mirrored(self) -> float:
+    def hflip_share(self) -> float:
         """The share of training images that is mirrored: the released code mirrors with heavy augmentation only."""
-        return 0.0 if self.augment == "none" or (self.faithful and self.augment == "basic") else self.flip
+        never = self.augment == "none" or (self.match_released_code and self.augment == "basic")
+        return 0.0 if never else self.hflip
 
     @property
     def center_crop(self) -> float:
-        """The share of the resized image that evaluation looks at, side by side."""
-        return self.eval_crop or (0.875 if self.resolution >= _LARGE_SIDE else 1.0)
+        """The side of the centre crop at evaluation, as a share of the resized image's side."""
+        return self.crop_pct or (0.875 if self.resolution >= _LARGE_SIDE else 1.0)
 
     @property
     def init_stage(self) -> str | None:
-        """The stage the first weights come from, if they come from one."""
+        """The stage that the first weights come from; None if they come from elsewhere."""
         if self.init is None or self.init == "random" or self.init.startswith(_INIT_PREFIXES):
             return None
         return self.init
 
 
-# MERGED
-
-__all__ = [
-    "CONFIGS",
-    "AdversarialConfig",
-    "AttackConfig",
-    "ConvStemConfig",
-    "HealthConfig",
-    "ModelConfig",
-    "PretrainConfig",
-    "ProbeConfig",
-    "RadiusConfig",
-    "TrainConfig",
-    "TransferConfig",
-]
-
-
 class PretrainConfig(TrainConfig):
-    """Clean weights, trained here or taken from a timm tag or a file."""
+    """Clean weights, trained in this stage or taken from a timm tag or a file."""
 
     kind: ClassVar[str] = "pretrain"
     needs_init: ClassVar[bool] = False
@@ -287,14 +300,14 @@ class PretrainConfig(TrainConfig):
     epochs: int = Field(default=100, ge=0, description="0: take the weights as they are")
     fresh_head: bool = Field(
         default=False,
-        description="with epochs 0: take weights whose classifier is missing or for other classes; a later stage "
+        description="with epochs 0: accept weights whose classifier is missing or for other classes; a later stage "
         "has to train the fresh one",
         json_schema_extra=WHEN_SET,
     )
 
 
 class ConvStemConfig(TrainConfig):
-    """The parent's network with its PatchStem replaced by a ConvStem, tuned clean (paper: about 100 epochs)."""
+    """Clean fine-tuning of the parent's network with its PatchStem replaced by a ConvStem (paper: about 100 epochs)."""
 
     kind: ClassVar[str] = "convstem"
     epochs: int = Field(default=100, ge=1, description="passes over the training images (paper: about 100)")
@@ -321,7 +334,7 @@ class AdversarialConfig(TrainConfig):
 
 
 class RadiusConfig(AdversarialConfig):
-    """Tuning of a robust model to a larger radius or another norm."""
+    """Fine-tuning of a robust model to a larger radius or another norm."""
 
     kind: ClassVar[str] = "radius"
     attack: AttackConfig | None = Field(
@@ -332,7 +345,7 @@ class RadiusConfig(AdversarialConfig):
 
 
 class TransferConfig(TrainConfig):
-    """Clean or adversarial tuning on another data set."""
+    """Clean or adversarial fine-tuning on another data set."""
 
     kind: ClassVar[str] = "transfer"
     keeps_head: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""The workers of one training and what they say to each other. With one worker everything here does nothing."""
+"""The workers of one training and the data they exchange. With one worker nothing is exchanged."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from components.errors import UserError
 
 
 @dataclass(frozen=True)
-class World:
-    """This worker's place: `rank` of `size`, computing on `device`."""
+class Distributed:
+    """One worker's view of the training: `rank` of `size` workers, computing on `device`."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the worker that writes: rank 0."""
+    def is_main(self) -> bool:
+        """Whether this is the main worker, the one that writes: rank 0."""
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
-        """This worker's rows of a global batch of `rows` images."""
+        """Returns this worker's rows of a global batch of `rows` images."""
         return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
-    def add_up(self, tensor: Tensor) -> Tensor:
-        """The sum over workers, in place."""
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sums a tensor over workers, in place, and returns it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def add_up_gradients(self, parameters: Iterable[nn.Parameter], figures: Tensor) -> Tensor:
-        """Adds up the gradients of all workers, and a few figures (n,) that travel with them, in one exchange."""
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter], figures: Tensor) -> Tensor:
+        """Sums the gradients over workers, in place, and returns the sum of `figures` (n,), in one exchange."""
         if self.size == 1:
             return figures
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -49,8 +49,8 @@ class World:
             gradient.copy_(total.view(gradient.shape))
         return figures
 
-    def from_leader(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrites every tensor with rank 0's."""
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites every tensor with the main worker's."""
         if self.size == 1:
             return
         for tensor in tensors:
@@ -59,32 +59,32 @@ class World:
             dist.broadcast(plain, src=0)
             tensor.detach().copy_(plain)
 
-    def facts_from_leader(self, facts: Any) -> Any:
-        """Rank 0's JSON value, on every worker."""
+    def broadcast_json(self, value: Any) -> Any:
+        """Returns the main worker's JSON value on every worker."""
         if self.size == 1:
-            return facts
-        text = json.dumps(facts).encode() if self.leads else b""
+            return value
+        text = json.dumps(value).encode() if self.is_main else b""
         length = torch.tensor([len(text)], device=self.device)
         dist.broadcast(length, src=0)
         box = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
-        if self.leads:
+        if self.is_main:
             box.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         dist.broadcast(box, src=0)
         return json.loads(bytes(box.cpu().tolist()))
 
 
 def device_for(wanted: str, local_rank: int) -> torch.device:
-    """The device of one worker.
+    """Returns the device of one worker.
 
     Args:
         wanted: auto, cpu or cuda.
-        local_rank: its number among the workers of its machine; each takes a GPU of its own.
+        local_rank: the worker's number among those of its machine; each takes a GPU of its own.
 
     Raises:
         UserError: a GPU is wanted and there is none.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device here", where="device", value=wanted, remedy="use auto or cpu")
+        raise UserError("this machine has no CUDA device", where="device", value=wanted, remedy="use auto or cpu")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", local_rank)

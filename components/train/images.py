@@ -1,4 +1,4 @@
-"""The images of one training stage: what is trained on, what is held out, and how both come to the device."""
+"""The images of one training stage: those trained on, those held out, and their way to the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from components.data.manifest import DataManifest, read_manifest
 from components.errors import UserError
 from components.process import stage_cores
 from components.train.config import TrainConfig
-from components.train.distributed import World
+from components.train.distributed import Distributed
 from components.train.seeds import derive
 from components.train.validation import describe_split
 
@@ -27,12 +27,12 @@ _WHOLE = RandomResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0))
 
 
 def split_indices(total: int, config: TrainConfig, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of the train split to train on and to hold out; both sorted, a pure function of the seed.
+    """Returns the indices of the train split to train on and to hold out, sorted; a pure function of the seed.
 
     Raises:
         UserError: too few images for one batch.
     """
-    held = min(int(total * config.probe.fraction), config.probe.images)
+    held = min(int(total * config.validation.fraction), config.validation.max_images)
     order = np.random.default_rng([derive("selection"), seed]).permutation(total)
     if total - held < config.batch_size:
         raise UserError(
@@ -45,9 +45,9 @@ def split_indices(total: int, config: TrainConfig, seed: int) -> tuple[list[int]
 
 
 class TrainImages:
-    """Opened loaders over a data set's training split."""
+    """Opens loaders over a data set's training split: `train`, and `held_out` if images are held out."""
 
-    def __init__(self, job: StageJob, config: TrainConfig, world: World, seed: int) -> None:
+    def __init__(self, job: StageJob, config: TrainConfig, distributed: Distributed, seed: int) -> None:
         self.manifest: DataManifest = read_manifest(job.inputs["data"].path("manifest.json"))
         self.num_classes = self.manifest.num_classes
         train, held = split_indices(self.manifest.split("train").num_images, config, seed)
@@ -58,21 +58,21 @@ class TrainImages:
             "batch_size": config.batch_size,
             "resolution": config.resolution,
             "seed": seed,
-            "rank": world.rank,
-            "world_size": world.size,
-            "num_threads": config.threads or stage_cores(),
+            "rank": distributed.rank,
+            "world_size": distributed.size,
+            "num_threads": config.num_threads or stage_cores(),
         }
         crops = config.augment != "none"
-        heavy = HeavyAugmentation.of(seed, match_released_code=config.faithful)
+        heavy = HeavyAugmentation.of(seed, match_released_code=config.match_released_code)
         self.train: Loader = open_loader(
             self.manifest,
             "train",
             job.objects,
             train=True,
             indices=train,
-            order="fixed" if config.faithful else "random",
-            crop=RandomResizedCrop(config.crop_scale, config.crop_aspect) if crops else _WHOLE,
-            hflip=config.mirrored,
+            order="fixed" if config.match_released_code else "random",
+            crop=RandomResizedCrop(config.scale, config.ratio) if crops else _WHOLE,
+            hflip=config.hflip_share,
             augment=heavy if config.augment == "heavy" else None,
             drop_last=True,
             **common,
@@ -94,16 +94,16 @@ class TrainImages:
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) float32 in [0, 1], channels last, and labels (B,) int64."""
+    """Returns images (B, 3, H, W) float32 in [0, 1], channels last, and labels (B,) int64."""
     pixels = torch.from_numpy(batch.images).to(device, non_blocking=True)
     labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
-    # The bytes lie channels-last already; permuting the view keeps them so.
+    # The bytes are channels-last already; permuting the view keeps them so.
     images = pixels.permute(0, 3, 1, 2)
     return (images.float().div_(255) if images.dtype == torch.uint8 else images), labels
 
 
 def held_out_batches(images: TrainImages, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """This worker's held-out images."""
+    """Yields this worker's held-out images and labels."""
     if images.held_out is None:
         return
     with images.held_out.epoch(0) as batches:

@@ -1,4 +1,4 @@
-"""The network a training stage starts with: fresh, from an earlier stage, from a timm tag, or from a file."""
+"""Builds the network that a training stage starts with: fresh, from an earlier stage, a timm tag, or a file."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from components.models import (
     transplant,
 )
 from components.train.config import ConvStemConfig, ModelConfig, PretrainConfig, TrainConfig
-from components.train.config_checks import check_dropout
 from components.train.seeds import derive
-from components.train.stochastic_depth import own_depth
+from components.train.stochastic_depth import replace_drop_path
+from components.train.workers import check_dropout
 
 if TYPE_CHECKING:
     from components.data.manifest import DataManifest
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Initial:
-    """The first network, its card, and the names of the weights that are fresh although others were loaded."""
+class InitialModel:
+    """The first network, its card, and the names of the weights that are fresh although a source was loaded."""
 
     model: nn.Module
     card: ModelCard
     fresh: tuple[str, ...] = ()
 
 
-def initial_model(job: StageJob, config: TrainConfig, data: DataManifest, seed: int) -> Initial:
+def initial_model(job: StageJob, config: TrainConfig, data: DataManifest, seed: int) -> InitialModel:
     """Builds the stage's first network on the CPU. A pure function of its arguments.
 
     Raises:
-        UserError: the weights cannot be had or do not fit.
+        UserError: the weights cannot be loaded or do not fit.
     """
     torch.manual_seed(derive("init", seed))
     init = config.init or "random"
@@ -58,16 +58,16 @@ def initial_model(job: StageJob, config: TrainConfig, data: DataManifest, seed: 
         source, card = _load_file(Path(init.removeprefix("file:")).expanduser(), wanted)
         return _from_source(source, card, wanted, config, data)
     tag = init.removeprefix("timm:") if init.startswith("timm:") else None
-    if tag is not None and config.init_data == "imagenet-1k":
+    if tag is not None and config.pretrained_data == "imagenet-1k":
         check_imagenet1k_tag(tag)
     if tag is not None:
         _check_trained(tag_classes(wanted.name, tag), config, data)
     card = _card(wanted, config, data, tag, source=init)
-    return Initial(_build(card, config, tag), card)
+    return InitialModel(_build(card, config, tag), card)
 
 
 def _wanted(config: TrainConfig, parent: ModelCard | None) -> ModelConfig:
-    """The network asked for: the recipe's, or the parent's; a convstem stage puts in its stem."""
+    """Returns the network of the recipe, else the parent's; a convstem stage sets the ConvStem."""
     wanted = config.model
     if wanted is None:
         assert parent is not None
@@ -79,7 +79,7 @@ def _wanted(config: TrainConfig, parent: ModelCard | None) -> ModelConfig:
 
 def _load_file(path: Path, wanted: ModelConfig) -> tuple[nn.Module, ModelCard]:
     if not path.exists():
-        raise UserError("there is no such file", where="init", value=str(path), remedy="check the path")
+        raise UserError("this file does not exist", where="init", value=str(path), remedy="check the path")
     return load_model(path) if path.is_dir() else load_published(path, name=wanted.name, stem=wanted.stem)
 
 
@@ -102,7 +102,7 @@ def _card(wanted: ModelConfig, config: TrainConfig, data: DataManifest, tag: str
 
 
 def _build(card: ModelCard, config: TrainConfig, tag: str | None = None) -> nn.Module:
-    check_dropout(config, card.kwargs)
+    check_dropout(card.kwargs, num_workers=config.num_workers, micro_batch_size=config.micro_batch_size)
     model = build_model(
         card.name,
         stem=card.stem,
@@ -113,12 +113,12 @@ def _build(card: ModelCard, config: TrainConfig, tag: str | None = None) -> nn.M
         drop_path=config.drop_path,
         **card.kwargs,
     )
-    return own_depth(model)
+    return replace_drop_path(model)
 
 
 def _from_source(
     source: nn.Module, parent: ModelCard, wanted: ModelConfig, config: TrainConfig, data: DataManifest
-) -> Initial:
+) -> InitialModel:
     _check_head(parent, config, data)
     _check_trained(parent.num_classes, config, data)
     if parent.resolution != config.resolution:
@@ -126,32 +126,32 @@ def _from_source(
     card = _card(wanted, config, data, None, source=parent.source)
     model = _build(card, config)
     fresh = tuple(transplant(source.state_dict(), model))
-    return Initial(model, replace(card, details={"fresh": list(fresh)}), fresh)
+    return InitialModel(model, replace(card, details={"fresh": list(fresh)}), fresh)
 
 
 def _check_head(parent: ModelCard, config: TrainConfig, data: DataManifest) -> None:
-    """A stage that goes on with the same task keeps its parent's head; another number of classes is a mistake there.
+    """Checks that a stage that keeps its parent's head has data with the same number of classes.
 
     Raises:
-        UserError: the data has another number of classes than the head that is kept.
+        UserError: the data has another number of classes.
     """
     if config.keeps_head and parent.num_classes != data.num_classes:
         raise UserError(
             f"the data has {data.num_classes} classes, and the head of the first weights {parent.num_classes}",
             where="data",
             value=config.data,
-            remedy="take the data that those weights were trained on, or a transfer stage, which starts a fresh head",
+            remedy="use the data that those weights were trained on, or a transfer stage, which starts a fresh head",
         )
 
 
 def _check_trained(classes: int, config: TrainConfig, data: DataManifest) -> None:
-    """A stage that trains nothing makes no fresh classifier, unless the recipe says that a later stage trains it.
+    """Checks that a stage without epochs has a trained classifier, unless `fresh_head` allows a fresh one.
 
     Args:
-        classes: of the first weights' classifier; 0 where they have none.
+        classes: of the first weights' classifier; 0 if they have none.
 
     Raises:
-        UserError: it is not for the data's number of classes.
+        UserError: the classifier is not for the data's number of classes.
     """
     if classes == data.num_classes or not isinstance(config, PretrainConfig) or config.epochs or config.fresh_head:
         return
@@ -161,5 +161,5 @@ def _check_trained(classes: int, config: TrainConfig, data: DataManifest) -> Non
         "one would never be trained",
         where="init",
         value=config.init,
-        remedy="take weights for the data's classes, set epochs, or fresh_head: true where a later stage trains it",
+        remedy="use weights for the data's classes, set epochs, or fresh_head: true if a later stage trains it",
     )

@@ -1,7 +1,7 @@
-"""THE training loop: the five training stages are this loop with five configurations.
+"""The training loop. The five training stages are this loop with five configurations.
 
-Whatever is random derives from (seed, epoch, batch), so a training that was interrupted anywhere and went on from a
-checkpoint computes what the uninterrupted one would have computed, bit for bit on a CPU.
+All random numbers derive from (seed, epoch, batch), so a training that was interrupted anywhere and goes on from a
+checkpoint computes the same as an uninterrupted one, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from components.attack.training_attacks import AttackSettings
 from components.data.loader import Batch
-from components.train.batch import mixed, start_noise, threat_at
-from components.train.checkpoint_manager import CheckpointStore
+from components.train.batch import attack_at, mixed, start_noise
+from components.train.checkpoint_manager import CheckpointManager
 from components.train.config import TrainConfig
-from components.train.distributed import World
+from components.train.distributed import Distributed
 from components.train.images import TrainImages, held_out_batches, to_device
-from components.train.metrics import Telling
-from components.train.monitor import GoBack, Guard
+from components.train.metrics import MetricsReporter
+from components.train.monitor import Rollback, TrainingMonitor
 from components.train.optimizer import learning_rate, set_lr
 from components.train.seeds import seed_step
 from components.train.signals import StopRequests
 from components.train.state import TrainState
-from components.train.stochastic_depth import draw_depth
-from components.train.train_step import EachPiece, Threat, train_step
-from components.train.validation import live_look, probe, score
+from components.train.stochastic_depth import draw_drop_path
+from components.train.train_step import BeforeMicroBatch, train_step
+from components.train.validation import score, validate_ema, validate_raw_weights
 
-_LOOK_SECONDS = 0.5
-"""Figures that make the host wait for the device are looked at no more often."""
+_REPORT_SECONDS = 0.5
+"""Shortest time between two reads of figures that make the host wait for the device."""
 _AGREED_STEPS = 64
-"""Several workers look whether their figures are finite after the same steps, so that all of them stop or go back."""
+"""Several workers check after the same steps that their figures are finite, so that all of them stop or roll back."""
 
 
 @dataclass
@@ -43,46 +44,47 @@ class Training:
     """One stage's training on one worker.
 
     Attributes:
-        guard: watches for signs that the training has gone wrong.
+        monitor: detects a training that fails.
         checkpoints: None on workers that do not write.
-        telling: None on workers that do not report.
-        stop: requests to end; `outside` asks for them where signals do not arrive (Ray workers).
+        reporter: None on workers that do not report.
+        stop: requests to end that arrive as signals.
+        stop_requested: asked for requests to end where signals do not arrive (Ray workers).
     """
 
     config: TrainConfig
     seed: int
-    world: World
+    distributed: Distributed
     images: TrainImages
     state: TrainState
-    guard: Guard
-    checkpoints: CheckpointStore | None = None
-    telling: Telling | None = None
+    monitor: TrainingMonitor
+    checkpoints: CheckpointManager | None = None
+    reporter: MetricsReporter | None = None
     stop: StopRequests = field(default_factory=StopRequests)
-    outside: Callable[[], bool] = lambda: False
+    stop_requested: Callable[[], bool] = lambda: False
     forward: nn.Module | None = None
-    _looked: float = 0.0
+    _reported: float = 0.0
     _saved: float = field(default_factory=time.monotonic)
 
     def run(self) -> list[dict[str, Any]]:
-        """Trains from the state's position to the end; the history, one entry an epoch.
+        """Trains from the state's position to the end; returns the history, one entry per epoch.
 
         Raises:
-            UserError: the training went wrong in a way for which the recipe says to stop.
-            Terminated, KeyboardInterrupt: asked to end; a checkpoint was taken.
+            UserError: the training failed in a way for which the recipe says to stop.
+            Terminated, KeyboardInterrupt: a request to end; a checkpoint was taken.
         """
         if self.config.compile:
             self.forward = cast(nn.Module, torch.compile(self.state.model))
         with self.stop:
-            self.guard.begin()
+            self.monitor.start()
             while self.state.position.epoch < self.config.epochs:
                 try:
                     self._epoch()
-                except GoBack as sign:
-                    self.guard.go_back(sign.finding)
+                except Rollback as rollback:
+                    self.monitor.roll_back(rollback.finding)
                     self._save(wait=True)
-                self._obey()
+                self._end_if_requested()
         if self.checkpoints is not None:
-            self.checkpoints.settle()
+            self.checkpoints.wait_until_written()
         return self.state.history
 
     def _epoch(self) -> None:
@@ -102,87 +104,85 @@ class Training:
         config, state, place = self.config, self.state, self.state.position
         at = place.epoch + place.batch / self.images.train.num_batches
         set_lr(state.optimizer, self.lr(at))
-        seed_step(self.seed, place.epoch, place.batch, self.world.rank)
-        images, targets = self._mixed(*to_device(batch, self.world.device))
-        threat = threat_at(config, at)
-        outcome = train_step(
+        seed_step(self.seed, place.epoch, place.batch, self.distributed.rank)
+        images, targets = self._mixed(*to_device(batch, self.distributed.device))
+        attack = attack_at(config, at)
+        result = train_step(
             self.forward or state.model,
             state.optimizer,
             images,
             targets,
-            threat=threat,
-            noise=self._noise(images, threat),
-            chunk=config.micro_batch,
-            each_piece=self._depth(),
+            attack=attack,
+            noise=self._noise(images, attack),
+            micro_batch_size=config.micro_batch_size,
+            before_micro_batch=self._drop_path(),
             precision=state.precision,
             global_batch=config.batch_size,
-            reduce=self.world.add_up_gradients if self.world.size > 1 else None,
+            reduce=self.distributed.all_reduce_gradients if self.distributed.size > 1 else None,
             clip=config.clip_grad,
         )
         state.ema.update()
-        state.meter.add(outcome, config.batch_size)
+        state.meter.add(result, config.batch_size)
 
     def lr(self, at: float) -> float:
-        """The learning rate at epoch `at`, smaller where the training went back."""
+        """Returns the learning rate at epoch `at`, smaller after rollbacks."""
         config = self.config
         rate = learning_rate(
-            at, lr=config.lr, lr_min=config.lr_min, peak=config.warmup_epochs, epochs=float(config.epochs)
+            at, lr=config.lr, min_lr=config.min_lr, peak=config.warmup_epochs, epochs=float(config.epochs)
         )
-        return rate * self.state.health.lr_scale
+        return rate * self.state.monitor.lr_scale
 
     def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         place, classes = self.state.position, self.images.num_classes
         return mixed(self.config, images, labels, classes=classes, seed=self.seed, epoch=place.epoch, batch=place.batch)
 
-    def _noise(self, images: Tensor, threat: Threat | None) -> Tensor | None:
-        place, first = self.state.position, self.world.share(self.config.batch_size).start
-        return start_noise(
-            self.config, threat, images, first_row=first, seed=self.seed, epoch=place.epoch, batch=place.batch
-        )
+    def _noise(self, images: Tensor, attack: AttackSettings | None) -> Tensor | None:
+        place, first = self.state.position, self.distributed.share(self.config.batch_size).start
+        return start_noise(attack, images, first_row=first, seed=self.seed, epoch=place.epoch, batch=place.batch)
 
-    def _depth(self) -> EachPiece | None:
-        place, rows = self.state.position, self.world.share(self.config.batch_size)
+    def _drop_path(self) -> BeforeMicroBatch | None:
+        place, rows = self.state.position, self.distributed.share(self.config.batch_size)
         where = {"seed": self.seed, "epoch": place.epoch, "batch": place.batch}
-        return draw_depth(self.state.model, rows, **where, device=self.world.device)
+        return draw_drop_path(self.state.model, rows, **where, device=self.distributed.device)
 
     def _between_steps(self) -> None:
-        """Progress, the look at the figures, checkpoints within an epoch, and requests to end."""
+        """Reports progress, checks the figures, takes checkpoints within an epoch, and obeys requests to end."""
         now = time.monotonic()
-        if self.world.size > 1 and self.state.position.step % _AGREED_STEPS == 0:
-            self.guard.check_finite(self.state.meter.figures())
-        if now - self._looked >= _LOOK_SECONDS:
-            self._looked = now
-            self._look()
-        self._obey()
-        if now - self._saved >= 60 * self.config.checkpoint_minutes:
+        if self.distributed.size > 1 and self.state.position.step % _AGREED_STEPS == 0:
+            self.monitor.check_finite(self.state.meter.figures())
+        if now - self._reported >= _REPORT_SECONDS:
+            self._reported = now
+            self._report()
+        self._end_if_requested()
+        if now - self._saved >= self.config.checkpoint_interval_s:
             self._save()
 
-    def _obey(self) -> None:
-        """Where an end was asked for: takes a checkpoint and ends.
+    def _end_if_requested(self) -> None:
+        """Takes a checkpoint and ends, if there is a request to end.
 
         Raises:
-            Terminated, KeyboardInterrupt: as the request says.
+            Terminated, KeyboardInterrupt: depending on the request.
         """
-        if self.outside():
+        if self.stop_requested():
             self.stop.received = self.stop.received or signal.SIGTERM
         if self.stop.received is not None:
             self._save(wait=True)
-            self.stop.obey()
+            self.stop.raise_if_requested()
 
-    def _look(self) -> None:
-        if self.telling is None and self.world.size > 1:
+    def _report(self) -> None:
+        if self.reporter is None and self.distributed.size > 1:
             return
         place, figures = self.state.position, self.state.meter.figures()
-        if self.world.size == 1:
-            self.guard.check_finite(figures)
-        if self.telling is not None:
+        if self.distributed.size == 1:
+            self.monitor.check_finite(figures)
+        if self.reporter is not None:
             speed, per_epoch = self.state.meter.speed(), self.images.train.num_batches
-            self.telling.live(figures, speed, epoch=place.epoch, batch=place.batch, per_epoch=per_epoch)
+            self.reporter.live(figures, speed, epoch=place.epoch, batch=place.batch, per_epoch=per_epoch)
 
     def _end_epoch(self) -> None:
         state, place = self.state, self.state.position
         figures, speed = state.meter.figures(), state.meter.speed()
-        self.guard.check_finite(figures)
+        self.monitor.check_finite(figures)
         entry: dict[str, Any] = {
             "epoch": place.epoch + 1,
             "step": place.step,
@@ -191,41 +191,43 @@ class Training:
             **speed,
         }
         last = place.epoch + 1 == self.config.epochs
-        if last or (place.epoch + 1) % self.config.probe.every == 0:
-            entry.update(self.probe())
-            entry.update(self._live_look(threat_at(self.config, place.epoch + 1)))
+        if last or (place.epoch + 1) % self.config.validation.every_epochs == 0:
+            entry.update(self.validate_ema())
+            entry.update(self._validate_raw_weights(attack_at(self.config, place.epoch + 1)))
         state.history.append(entry)
         self._remember_best(entry)
         place.epoch, place.batch = place.epoch + 1, 0
         state.meter.reset()
-        if self.telling is not None:
-            self.telling.epoch(entry, speed)
+        if self.reporter is not None:
+            self.reporter.epoch(entry, speed)
         if "clean_accuracy" in entry:
-            self.guard.judge()
-        if time.monotonic() - self._saved >= self.config.checkpoint_seconds and not last:
+            self.monitor.after_validation()
+        if time.monotonic() - self._saved >= self.config.checkpoint_min_interval_s and not last:
             self._save()
 
-    def probe(self) -> dict[str, float]:
-        """The averaged weights' accuracies on the held-out images.
+    def validate_ema(self) -> dict[str, float]:
+        """Returns the EMA weights' accuracies on the held-out images.
 
-        An end that is asked for meanwhile is not kept waiting: the epoch's last batch is done, so the training will go
-        on with this probe.
+        A request to end is obeyed after each batch: the epoch's last batch is done, so a resumed training starts with
+        this validation.
         """
-        batches, told = held_out_batches(self.images, self.world.device), self._probed
-        return probe(self.state.ema.model, batches, self.config, self.world, progress=told)
+        batches = held_out_batches(self.images, self.distributed.device)
+        return validate_ema(
+            self.state.ema.model, batches, self.config, self.distributed, progress=self._between_validation_batches
+        )
 
-    def _probed(self, images: int) -> None:
-        """After every batch of a probe."""
-        self._obey()
+    def _between_validation_batches(self, images: int) -> None:
+        self._end_if_requested()
 
-    def _live_look(self, threat: Threat | None) -> dict[str, float]:
-        """The accuracies of the weights being trained, on some held-out images."""
-        batches = held_out_batches(self.images, self.world.device)
-        return live_look(self.state.model, batches, self.config, self.world, threat=threat, seed=self.seed)
+    def _validate_raw_weights(self, attack: AttackSettings | None) -> dict[str, float]:
+        batches = held_out_batches(self.images, self.distributed.device)
+        return validate_raw_weights(
+            self.state.model, batches, self.config, self.distributed, attack=attack, seed=self.seed
+        )
 
     def _remember_best(self, entry: dict[str, Any]) -> None:
-        """Keeps the averaged weights of the best probe on the CPU, where the recipe selects them."""
-        if self.config.select != "best" or "clean_accuracy" not in entry:
+        """Keeps the EMA weights of the best validation on the CPU, if the recipe asks for them."""
+        if self.config.keep_weights != "best" or "clean_accuracy" not in entry:
             return
         best = self.state.best
         if not best or score(entry) > best["score"]:
@@ -234,13 +236,13 @@ class Training:
             self.state.best_weights = {name: t.detach().to("cpu", copy=True) for name, t in weights.items()}
 
     def _save(self, *, wait: bool = False) -> None:
-        """A checkpoint of the present state; while an earlier one is being written, only where it must be taken."""
+        """Takes a checkpoint of the current state; skipped while an earlier one is being written, unless `wait`."""
         if self.checkpoints is None or (self.checkpoints.busy and not wait):
             return
         figures = self.state.meter.figures()
-        if self.world.size == 1:
-            self.guard.check_finite(figures)
+        if self.distributed.size == 1:
+            self.monitor.check_finite(figures)
         elif not math.isfinite(figures["loss"]):
-            return  # the workers will see it together
+            return  # the workers will find it together
         self.checkpoints.save(self.state.snapshot(), wait=wait)
         self._saved = time.monotonic()

@@ -1,7 +1,7 @@
-"""Ray Train around the training: in this process, or on workers. The only module here that imports ray.
+"""Runs the training under Ray Train, in this process or on workers. The only module of the package that imports ray.
 
-Ray starts and watches the workers and sets up their exchange (gloo on CPUs, NCCL on GPUs). Checkpoints are ours in
-either mode: Ray's local mode keeps none, and a cluster can lose the last two seconds of its reports.
+Ray starts and monitors the workers and sets up their communication (gloo on CPUs, NCCL on GPUs). Checkpoints do not go
+through Ray: its local mode keeps none, and a cluster can lose the last two seconds of its reports.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from components.errors import UserError
 from components.launch.ray_cluster import keep_sigterm_handler, start_ray
 from components.process import stage_cores
 from components.store.settings import StorageSettings
-from components.train.config_checks import shares_evenly
-from components.train.distributed import World, device_for
+from components.train.distributed import Distributed, device_for
 from components.train.prometheus import HOST_VARIABLE, PORT_VARIABLE
 from components.train.signals import StopRequests
-from components.train.workers import workers_for
+from components.train.workers import shares_evenly, workers_for
 
 if TYPE_CHECKING:
     from components.store.execute import StageJob
@@ -35,11 +34,11 @@ if TYPE_CHECKING:
 Work = Callable[..., dict[str, Any]]
 
 _RESTARTS = 3
-"""How often a lost worker is replaced; each time training goes on from the last checkpoint."""
+"""How often a training restarts after the loss of a worker, each time from the last checkpoint."""
 _RETURN_SECONDS, _GROW_SECONDS, _CAUSE_LENGTH = 600.0, 120.0, 300
-_STOP_KEY, _ASKED = b"robustrain/stop", b"asked"
-_STOP_POLL_SECONDS, _PASS_ON_SECONDS, _JOIN_SECONDS = 1.0, 0.2, 2.0
-_QUIET = {
+_STOP_KEY, _REQUESTED = b"robustrain/stop", b"requested"
+_STOP_POLL_SECONDS, _FORWARD_SECONDS, _JOIN_SECONDS = 1.0, 0.2, 2.0
+_RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
@@ -49,41 +48,41 @@ _QUIET = {
 
 
 def fit(work: Work, job: StageJob, config: TrainConfig) -> dict[str, Any]:
-    """Runs `work(job, world, outside)` under Ray Train and returns its result.
+    """Runs `work(job, distributed, stop_requested)` under Ray Train and returns its result.
 
     Args:
-        work: a function of a module, so that workers can import it.
-        config: 0 workers run it in this process; 1 and more, or a range, start or join a Ray cluster.
+        work: a module's function, so that workers can import it.
+        config: with 0 workers it runs in this process; with 1 or more, or a range, a Ray cluster is started or joined.
 
     Raises:
-        UserError: as `work` raises it, or the cluster cannot hold so many workers.
+        UserError: raised by `work`, or the cluster is too small for the workers.
     """
-    os.environ.update(_QUIET)
-    if config.workers == 0:
-        return _fit_here(work, job, config.device)
+    os.environ.update(_RAY_ENVIRONMENT)
+    if config.num_workers == 0:
+        return _fit_in_this_process(work, job, config.device)
     with _cluster(config):
         return _fit_on_workers(work, job, config)
 
 
-def _fit_here(work: Work, job: StageJob, device: str) -> dict[str, Any]:
+def _fit_in_this_process(work: Work, job: StageJob, device: str) -> dict[str, Any]:
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    world = World(device=device_for(device, local_rank=0))
-    if world.device.type == "cpu":
+    distributed = Distributed(device=device_for(device, local_rank=0))
+    if distributed.device.type == "cpu":
         torch.set_num_threads(stage_cores())
-    box: dict[str, Any] = {}
+    result: dict[str, Any] = {}
 
     def loop() -> None:
-        box.update(work(job, world))
+        result.update(work(job, distributed))
 
     TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0)).fit()
-    return box
+    return result
 
 
 @contextlib.contextmanager
 def _cluster(config: TrainConfig) -> Iterator[None]:
-    """A Ray to run on: the one this job was submitted to, or one of our own that ends with the block."""
+    """Connects to the Ray cluster that this job was submitted to, or starts one that ends with the block."""
     import ray
 
     os.environ.update(StorageSettings.from_environment().environment())
@@ -110,46 +109,46 @@ def _cluster(config: TrainConfig) -> Iterator[None]:
 
 def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in (PORT_VARIABLE, HOST_VARIABLE) if name in os.environ}
-    return {**_QUIET, **StorageSettings.from_environment().environment(), **kept}
+    return {**_RAY_ENVIRONMENT, **StorageSettings.from_environment().environment(), **kept}
 
 
 def _fit_on_workers(work: Work, job: StageJob, config: TrainConfig) -> dict[str, Any]:
-    """Trains on as many workers as the cluster holds; after a loss anew, from the last checkpoint.
+    """Trains on the most workers that the cluster holds; after a loss again, from the last checkpoint.
 
-    A request to end is only noted while Ray has the thread: an exception that a signal's handler raises inside Ray may
-    come out as another one, which would look like a lost worker. The leading worker is told, takes a checkpoint, and
-    ends the group. A second request ends this process as it would have without Ray.
+    A request to end is only recorded while Ray has the thread: an exception that a signal's handler raises inside Ray
+    may come out as another one, which would look like a lost worker. The request is forwarded to the main worker, which
+    takes a checkpoint and ends the group. A second request ends this process as it would without Ray.
 
     Raises:
-        Terminated, KeyboardInterrupt: asked to end.
+        Terminated, KeyboardInterrupt: a request to end.
     """
-    with StopRequests() as stop, _passed_on(stop):
-        for left in reversed(range(_RESTARTS + 1)):
-            gpus, workers = _workers_now(config, stop, patient=left < _RESTARTS)
+    with StopRequests() as stop, _forwarded(stop):
+        for restarts_left in reversed(range(_RESTARTS + 1)):
+            gpus, workers = _workers_now(config, stop, patient=restarts_left < _RESTARTS)
             try:
                 return _fit_once(work, job, config, workers, gpus=gpus)
             except Exception as error:
-                stop.obey()
+                stop.raise_if_requested()
                 own = _own_error(error)
-                if own is not error or not left:
+                if own is not error or not restarts_left:
                     raise own from error
                 cause = " ".join(str(error).split())[:_CAUSE_LENGTH]
-                job.run.warn(f"the training on {workers} workers broke off and goes on: {cause}")
-    raise AssertionError("the last try returns or raises")
+                job.run.warn(f"the training on {workers} workers was interrupted and goes on: {cause}")
+    raise AssertionError("the last attempt returns or raises")
 
 
 @contextlib.contextmanager
-def _passed_on(stop: StopRequests) -> Iterator[None]:
-    """Tells the leading worker, through the cluster's key-value store, once an end was asked for."""
+def _forwarded(stop: StopRequests) -> Iterator[None]:
+    """Forwards a request to end to the main worker, through the cluster's key-value store."""
     from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 
-    over = threading.Event()
+    done = threading.Event()
 
     def watch() -> None:
-        while not over.wait(_PASS_ON_SECONDS):
+        while not done.wait(_FORWARD_SECONDS):
             if stop.received is not None:
-                with contextlib.suppress(Exception):  # Ray raises bare ones; asked again until it has been told
-                    _internal_kv_put(_STOP_KEY, _ASKED, overwrite=True)
+                with contextlib.suppress(Exception):  # Ray raises bare exceptions; tried again until it succeeds
+                    _internal_kv_put(_STOP_KEY, _REQUESTED, overwrite=True)
                     return
 
     _internal_kv_del(_STOP_KEY)
@@ -158,47 +157,50 @@ def _passed_on(stop: StopRequests) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
-        watcher.join(_JOIN_SECONDS)  # where Ray is gone, telling it may take long
+        done.set()
+        watcher.join(_JOIN_SECONDS)  # if Ray is gone, forwarding may take long
 
 
 def _workers_now(config: TrainConfig, stop: StopRequests, *, patient: bool) -> tuple[bool, int]:
-    """Whether workers have GPUs, and how many of them the cluster holds.
+    """Returns whether workers have GPUs, and the number of workers.
 
-    A cluster that was joined with a range of workers is asked for the largest number, and has two minutes to grow.
+    A cluster that was joined with a range of workers is asked for the largest number and has two minutes to grow.
 
     Args:
-        patient: wait for machines that come back, as after a loss.
+        patient: wait for machines to return, as after a loss.
 
     Raises:
-        UserError: too few.
-        Terminated, KeyboardInterrupt: asked to end meanwhile.
+        UserError: the cluster is too small.
+        Terminated, KeyboardInterrupt: a request to end.
     """
     import ray
 
-    start, (least, most) = time.monotonic(), config.worker_range
-    most = max((n for n in range(least, most + 1) if shares_evenly(config, n)), default=most)
-    grows = least != most and bool(os.environ.get("RAY_ADDRESS"))
+    start, (smallest, largest) = time.monotonic(), config.worker_range
+    size, pairs = config.batch_size, config.mixes
+    even = [n for n in range(smallest, largest + 1) if shares_evenly(size, n, pairs=pairs)]
+    largest = max(even, default=largest)
+    grows = smallest != largest and bool(os.environ.get("RAY_ADDRESS"))
     while True:
-        stop.obey()
+        stop.raise_if_requested()
         resources = ray.cluster_resources()
         gpus = config.device != "cpu" and resources.get("GPU", 0) > 0
         available = resources.get("GPU" if gpus else "CPU", 0)
         if grows:
-            _ask_for({"GPU": 1} if gpus else {"CPU": 1}, most)
-            if available < most and time.monotonic() < start + _GROW_SECONDS:
+            _request_size({"GPU": 1} if gpus else {"CPU": 1}, largest)
+            if available < largest and time.monotonic() < start + _GROW_SECONDS:
                 time.sleep(1.0)
                 continue
         try:
-            return gpus, workers_for(config, available=available, unit="GPUs" if gpus else "cores")
+            unit = "GPUs" if gpus else "cores"
+            return gpus, workers_for(config.worker_range, batch_size=size, pairs=pairs, available=available, unit=unit)
         except UserError:
             if time.monotonic() >= start + (_RETURN_SECONDS if patient else 0.0):
                 raise
             time.sleep(1.0)
 
 
-def _ask_for(bundle: dict[str, int], count: int) -> None:
-    """Lets a cluster that can grow do so, and keep its size while this training runs. Without effect on others."""
+def _request_size(bundle: dict[str, int], count: int) -> None:
+    """Lets a cluster that can grow do so, and keep its size while this training runs. No effect on other clusters."""
     from ray.autoscaler.sdk import request_resources
 
     request_resources(bundles=[bundle] * count)
@@ -217,7 +219,7 @@ def _fit_once(work: Work, job: StageJob, config: TrainConfig, workers: int, *, g
             run_config=RunConfig(
                 name=job.spec.fingerprint[:16] or "training",
                 storage_path=storage,
-                # Ray would start the same number again, also after an error that people have to mend.
+                # Ray would start the same number again, also after an error that only the user can fix.
                 failure_config=FailureConfig(max_failures=0),
             ),
         )
@@ -225,7 +227,7 @@ def _fit_once(work: Work, job: StageJob, config: TrainConfig, workers: int, *, g
 
 
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Runs in every Ray worker."""
+    """Trains on one Ray worker."""
     import ray.train
 
     from components.errors import Terminated
@@ -235,19 +237,20 @@ def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     if config["device"] == "cpu" or not torch.cuda.is_available():
         # Workers of one machine share its cores.
         torch.set_num_threads(max(stage_cores() // context.get_local_world_size(), 1))
-    world = World(
+    distributed = Distributed(
         context.get_world_rank(), context.get_world_size(), device_for(config["device"], context.get_local_rank())
     )
     job = reopen(StageSpec.model_validate_json(config["spec"]))
     try:
-        return config["work"](job, world, _stop_asked() if world.leads else lambda: False)
+        stop_requested = _forwarded_requests() if distributed.is_main else lambda: False
+        return config["work"](job, distributed, stop_requested)
     except Terminated as error:
-        # Ray hands on ordinary exceptions only; the driver knows that it asked for this end.
-        raise RuntimeError("ended as asked; a checkpoint was taken") from error
+        # Ray returns ordinary exceptions only; the driver knows that it requested this end.
+        raise RuntimeError("ended on request; a checkpoint was taken") from error
 
 
 def reopen(spec: Any) -> StageJob:
-    """A stage's job in another process: the same run, inputs and objects, found through the environment."""
+    """Returns a stage's job in another process: the same run, inputs and objects, found through the environment."""
     from components.store.execute import StageJob
     from components.store.objects import ObjectStore
     from components.store.tracking import Tracking
@@ -258,24 +261,24 @@ def reopen(spec: Any) -> StageJob:
     return StageJob(spec, inputs, tracking.attach(spec), ObjectStore(storage.objects_uri, storage.cache))
 
 
-def _stop_asked() -> Callable[[], bool]:
-    """Asks the cluster's key-value store, at most once a second, whether the driver wants an end."""
+def _forwarded_requests() -> Callable[[], bool]:
+    """Returns a function that asks the cluster, at most once per second, for a request to end from the driver."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     last = 0.0
 
-    def asked() -> bool:
+    def requested() -> bool:
         nonlocal last
         if time.monotonic() - last < _STOP_POLL_SECONDS:
             return False
         last = time.monotonic()
-        return _internal_kv_get(_STOP_KEY) == _ASKED
+        return _internal_kv_get(_STOP_KEY) == _REQUESTED
 
-    return asked
+    return requested
 
 
 def _own_error(error: BaseException) -> BaseException:
-    """The person's error that a worker raised, out of Ray's wrapping."""
+    """Returns the `UserError` that a worker raised, without Ray's wrapping; else `error`."""
     failures = getattr(error, "worker_failures", None) or {}
     for cause in failures.values():
         inner = getattr(cause, "cause", cause)

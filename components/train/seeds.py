@@ -1,4 +1,4 @@
-"""Random numbers of training as pure functions of where they are used, so that a restart draws the same ones.
+"""Random numbers of training as pure functions of the place where they are used, so that a restart draws the same ones.
 
 No generator's state is carried from step to step; a checkpoint therefore has none to store.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def derive(*parts: object) -> int:
-    """A seed (63 bits) from anything that prints the same everywhere."""
+    """Returns a seed (63 bits) for values that print the same everywhere."""
     digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -20,13 +20,13 @@ def derive(*parts: object) -> int:
 def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
     """Seeds torch's own generators, which dropout draws from, for one step of one worker.
 
-    Dropout is therefore refused where the number of workers may change what it draws; stochastic depth draws by row.
+    Dropout is therefore refused if the number of workers may change its draws; stochastic depth draws by row.
     """
     torch.manual_seed(derive("step", seed, epoch, batch, rank))
 
 
 def row_noise(like: Tensor, first_row: int, *, seed: int, epoch: int, batch: int, normal: bool) -> Tensor:
-    """Noise for the start points of attacks, row by row: the same whichever worker has the row.
+    """Returns noise for the start points of attacks, row by row: the same whichever worker has the row.
 
     Args:
         like: (B, C, H, W); gives shape, dtype and device.

@@ -1,4 +1,4 @@
-"""Requests to end (SIGTERM, Ctrl-C), held back until the weights are consistent and a checkpoint is taken."""
+"""Requests to end (SIGTERM, Ctrl-C), deferred until the weights are consistent and a checkpoint is taken."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from components.errors import Terminated
 
 _ONE_REQUEST_SECONDS = 1.0
-"""Signals so close together are one request: who ends a whole session signals a process and its parent, whose death
-signals it again."""
+"""Signals this close together are one request: ending a whole session signals a process and its parent, whose death
+signals the process again."""
 
 
 class StopRequests:
-    """While entered, the first SIGTERM or SIGINT is only noted; a later second one acts as it did before.
+    """While entered, the first SIGTERM or SIGINT is only recorded; a second, later one has its usual effect.
 
     Outside the main thread, where Python runs no handlers, nothing is changed.
     """
@@ -24,33 +24,33 @@ class StopRequests:
     def __init__(self) -> None:
         self.received: int | None = None
         self._since = 0.0
-        self._before: dict[int, Any] = {}
+        self._handlers_before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+                self._handlers_before[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._put_back()
+        self._restore_handlers()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received is None:
             self.received, self._since = number, now
         elif now - self._since >= _ONE_REQUEST_SECONDS:
-            self._put_back()
+            self._restore_handlers()
             signal.raise_signal(number)
 
-    def _put_back(self) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
+    def _restore_handlers(self) -> None:
+        while self._handlers_before:
+            signal.signal(*self._handlers_before.popitem())
 
-    def obey(self) -> None:
-        """Raises what the signal would have raised: KeyboardInterrupt for Ctrl-C, `Terminated` otherwise."""
+    def raise_if_requested(self) -> None:
+        """Raises the recorded request, if any: KeyboardInterrupt for Ctrl-C, `Terminated` otherwise."""
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
         if self.received is not None:

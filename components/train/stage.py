@@ -1,4 +1,4 @@
-"""The five training stages: builds the first network, trains it, saves the averaged weights."""
+"""The five training stages: builds the first network, trains it, and saves the EMA weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from components.models import ModelCard
     from components.store.execute import StageJob
-    from components.train.checkpoint_manager import CheckpointStore, Hands
-    from components.train.distributed import World
+    from components.train.checkpoint_manager import CheckpointManager, CheckpointThreads
+    from components.train.distributed import Distributed
     from components.train.loop import Training
-    from components.train.metrics import Telling
+    from components.train.metrics import MetricsReporter
     from components.train.state import TrainState
 
 MODEL = "model"
@@ -30,12 +30,12 @@ MODEL = "model"
 def run(job: StageJob) -> dict[str, Any]:
     """Trains one stage.
 
-    Artifacts: `model/` (the averaged weights, or those of the best probe), `history.json` (a list, one entry an epoch),
-    and `checkpoints/` for resuming.
+    Artifacts: `model/` (the EMA weights, the last or those of the best validation), `history.json` (a list, one entry
+    per epoch), and `checkpoints/` for resuming.
 
     Returns:
-        model, stem, epochs, steps, clean_accuracy, robust_accuracy (held-out training images; null where not measured),
-        held_out (their number), which weights were chosen and how (`weights`), and what went wrong (`health`).
+        model, stem, epochs, steps, clean_accuracy, robust_accuracy (held-out training images; null if not measured),
+        held_out (their number), the choice of the weights (`weights`), and failures and rollbacks (`monitor`).
 
     Raises:
         UserError: the configuration does not fit the data or the weights, or training failed in a known way.
@@ -44,101 +44,110 @@ def run(job: StageJob) -> dict[str, Any]:
 
     config = parse(job)
     result = fit(work, job, config)
-    if config.workers:
-        _take_over(job)
+    if config.num_workers:
+        _fetch_from_worker(job)
     return result
 
 
-def _take_over(job: StageJob) -> None:
-    """Makes what a worker saved an output of this process's run, whose manifest lists what went through it."""
+def _fetch_from_worker(job: StageJob) -> None:
+    """Saves the main worker's artifacts again through this process's run, whose manifest lists its own saves only."""
     for artifact in (MODEL, HISTORY):
         found = job.run.fetch(artifact, job.run.workdir / "from-worker" / artifact)
-        assert found is not None, f"the leading worker saved no {artifact}"
+        assert found is not None, f"the main worker saved no {artifact}"
         job.run.save(found, artifact)
 
 
 def parse(job: StageJob) -> TrainConfig:
-    """The stage's configuration."""
+    """Returns the stage's configuration."""
     return CONFIGS[job.spec.kind].model_validate(job.spec.config)
 
 
-def work(job: StageJob, world: World, outside: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-    """What every worker does; only the leading one writes. The result is the same on all of them."""
+def work(job: StageJob, distributed: Distributed, stop_requested: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Trains on one worker. Only the main worker writes; the result is the same on all of them.
+
+    Args:
+        stop_requested: asked for requests to end that do not arrive as signals.
+    """
     from components.process import keep_freed_memory
-    from components.train.checkpoint_manager import Hands
+    from components.train.checkpoint_manager import CheckpointThreads
     from components.train.images import TrainImages
     from components.train.initial_model import initial_model
     from components.train.loop import Training
-    from components.train.monitor import Guard
+    from components.train.monitor import TrainingMonitor
     from components.train.state import TrainState
 
     keep_freed_memory()
     config = parse(job)
     seed = job.spec.seed + config.seed_offset
-    images = TrainImages(job, config, world, seed)
+    images = TrainImages(job, config, distributed, seed)
     first = initial_model(job, config, images.manifest, seed)
-    state = TrainState.start(first.model, first.card.name, config, world)
-    hands = Hands() if world.leads else None
-    store = _open_checkpoints(job, "checkpoints", hands) if hands else None
-    good = _open_checkpoints(job, "good", hands) if hands and config.health.goes_back else None
-    telling = _open_telling(job, config, state, world) if world.leads else None
+    state = TrainState.start(first.model, first.card.name, config, distributed)
+    threads = CheckpointThreads() if distributed.is_main else None
+    checkpoints = _open_checkpoints(job, "checkpoints", threads) if threads else None
+    good_states = _open_checkpoints(job, "good", threads) if threads and config.monitor.can_roll_back else None
+    reporter = _open_reporter(job, config, state, distributed) if distributed.is_main else None
     try:
-        _continue(job, state, store, world)
-        if world.leads:
-            job.run.log_params(
-                {
-                    **_params(config, images.counts),
-                    "workers_taken": world.size,
-                    "jpeg_decoder": images.train.jpeg_decoder,
-                }
-            )
-        guard = Guard(
-            config.health, state, world, images.num_classes, images.counts["held_out"], good, warn=job.run.warn
+        _resume(job, state, checkpoints, distributed)
+        if distributed.is_main:
+            found = {"actual_workers": distributed.size, "jpeg_decoder": images.train.jpeg_decoder}
+            job.run.log_params({**_params(config, images.counts), **found})
+        classes, held_out = images.num_classes, images.counts["held_out"]
+        monitor = TrainingMonitor(config.monitor, state, distributed, classes, held_out, good_states, warn=job.run.warn)
+        training = Training(
+            config,
+            seed,
+            distributed,
+            images,
+            state,
+            monitor,
+            checkpoints,
+            reporter,
+            stop_requested=stop_requested,
         )
-        training = Training(config, seed, world, images, state, guard, store, telling, outside=outside)
         training.run()
         return _finish(job, training, first.card)
     finally:
-        for opened in (hands, telling):
+        for opened in (threads, reporter):
             if opened is not None:
                 opened.close()
 
 
-def _open_checkpoints(job: StageJob, name: str, hands: Hands) -> CheckpointStore:
-    """The store of resumable states ("checkpoints"), or of states to go back to ("good")."""
-    from components.train.checkpoint_manager import CheckpointStore
+def _open_checkpoints(job: StageJob, name: str, threads: CheckpointThreads) -> CheckpointManager:
+    """Opens the checkpoints for resuming ("checkpoints"), or the good states for rollbacks ("good")."""
+    from components.train.checkpoint_manager import CheckpointManager
 
-    return CheckpointStore(
+    return CheckpointManager(
         job.run.workdir / name,
         job.spec.fingerprint,
         upload=job.run.save,
         fetch=job.run.fetch,
         artifact="checkpoints" if name == "checkpoints" else f"checkpoints/{name}",
-        hands=hands,
+        threads=threads,
         warn=job.run.warn,
     )
 
 
-def _open_telling(job: StageJob, config: TrainConfig, state: TrainState, world: World) -> Telling:
-    from components.train.metrics import Telling
-    from components.train.prometheus import open_exposition
+def _open_reporter(job: StageJob, config: TrainConfig, state: TrainState, distributed: Distributed) -> MetricsReporter:
+    from components.train.metrics import MetricsReporter
+    from components.train.prometheus import start_metrics_server
 
     labels = {"stage": job.spec.name, "kind": job.spec.kind, "run": job.spec.run_id}
-    exposition = open_exposition(config.metrics_port, labels)
-    return Telling(config, job.run, state.model, world.device, state.precision.dtype, world.size, exposition)
+    server = start_metrics_server(config.metrics_port, labels, info=job.run.info, warn=job.run.warn)
+    dtype = state.precision.dtype
+    return MetricsReporter(config, job.run, state.model, distributed.device, dtype, distributed.size, server)
 
 
-def _continue(job: StageJob, state: TrainState, store: CheckpointStore | None, world: World) -> None:
-    """Goes on from the newest checkpoint, on all workers from the leading one's."""
+def _resume(job: StageJob, state: TrainState, checkpoints: CheckpointManager | None, distributed: Distributed) -> None:
+    """Restores the newest checkpoint, on all workers the main worker's."""
     from components.train.state import share_state
 
-    found = store.latest() if store is not None else None
+    found = checkpoints.latest() if checkpoints is not None else None
     if found is not None:
         state.restore(found)
         job.run.info(f"continuing from epoch {state.position.epoch + 1}, batch {state.position.batch}")
-    share_state(state, world, resumed=found is not None)
-    warning = state.computing.take_over(world)
-    if warning and world.leads:
+    share_state(state, distributed, resumed=found is not None)
+    warning = state.compute_setup.restore(distributed)
+    if warning and distributed.is_main:
         job.run.warn(warning)
 
 
@@ -152,7 +161,7 @@ def _params(config: TrainConfig, counts: dict[str, int]) -> dict[str, object]:
 
 def _finish(job: StageJob, training: Training, card: ModelCard) -> dict[str, Any]:
     config, state = training.config, training.state
-    figures = next((e for e in reversed(state.history) if "clean_accuracy" in e), None) or training.probe()
+    figures = next((e for e in reversed(state.history) if "clean_accuracy" in e), None) or training.validate_ema()
     best = state.best["epoch"] if state.best else None
     chosen = describe_choice(state.history, best, config, training.images.split)
     if best is not None:
@@ -169,10 +178,10 @@ def _finish(job: StageJob, training: Training, card: ModelCard) -> dict[str, Any
         "held_out": training.images.counts["held_out"],
         "attack": _describe_attack(config),
         "weights": chosen,
-        "health": {"lr_scale": state.health.lr_scale, "went_back": state.health.backs, "events": state.health.events},
+        "monitor": {name: getattr(state.monitor, name) for name in ("lr_scale", "num_rollbacks", "events")},
         "loader": training.images.train.engine,
     }
-    if training.world.leads:
+    if training.distributed.is_main:
         if state.best_weights:
             state.ema.model.load_state_dict(state.best_weights)
         _save(job, training, replace(card, details={**card.details, "stage": job.spec.name, **chosen}))

@@ -1,11 +1,8 @@
-"""Everything that changes while training, in one place: what a checkpoint has to hold and nothing else.
+"""Everything that changes during a training, in one place: exactly the content of a checkpoint.
 
-What the last bits of a training depend on besides its numbers: threads and workers, kept over interruptions.
-
-Sums over threads depend on their number, and on a CPU so does every product. A training goes on with the threads
-that it had, however many cores the process that continues it was given.
-
-Every worker starts from the leading worker's state, fresh or resumed.
+It includes the numbers of threads and workers. Floating-point sums depend on them, on a CPU every matrix product does,
+so an interrupted training goes on with the threads it had, however many cores it finds. All workers start from the
+main worker's state, fresh or restored.
 """
 
 from __future__ import annotations
@@ -20,61 +17,15 @@ from torch import Tensor, nn
 from components.process import available_cores
 from components.train.checkpoint import Snapshot
 from components.train.config import TrainConfig
-from components.train.distributed import World
-from components.train.ema import Ema
+from components.train.distributed import Distributed
 from components.train.metrics import Meter
-from components.train.optimizer import build_optimizer, is_convolutional
+from components.train.optimizer import Ema, build_optimizer, is_convolutional
 from components.train.train_step import Precision
-
-# MERGED
-
-
-@dataclass
-class Computing:
-    """Who computed so far.
-
-    Attributes:
-        threads: torch's threads of each worker; 0 on GPUs, where they do not matter.
-        workers: how many share a batch.
-    """
-
-    threads: int = 0
-    workers: int = 1
-
-    @classmethod
-    def here(cls, world: World) -> Computing:
-        """As this process is set up."""
-        return cls(torch.get_num_threads() if world.device.type == "cpu" else 0, world.size)
-
-    def take_over(self, world: World) -> str:
-        """Goes on with these threads; returns what people should know, an empty string where there is nothing.
-
-        With another number of workers the bits differ anyway, so the process stays as it is.
-        """
-        now = Computing.here(world)
-        before = (self.threads, self.workers)
-        if before == (now.threads, now.workers):
-            return ""
-        if self.workers != now.workers or not self.threads or not now.threads:
-            self.threads, self.workers = now.threads, now.workers
-            return (
-                f"this training had {before[1]} workers so far and goes on with {now.workers}, so that its last bits "
-                "are not those of a run that was left alone"
-                if before[1] != now.workers
-                else "this training moved between CPU and GPU, so its last bits are not those of a run that stayed"
-            )
-        torch.set_num_threads(self.threads)
-        if self.threads > available_cores():
-            return f"goes on with {self.threads} threads, as before, on {available_cores()} cores: exact, but slow"
-        return ""
-
-
-# MERGED
 
 
 @dataclass
 class Position:
-    """How far training has come: whole epochs, batches of the present epoch, and steps in all."""
+    """Progress of a training: whole epochs, batches of the current epoch, and steps in total."""
 
     epoch: int = 0
     batch: int = 0
@@ -82,26 +33,66 @@ class Position:
 
 
 @dataclass
-class HealthState:
-    """What went wrong so far and what followed.
+class MonitorState:
+    """What went wrong so far and its consequences.
 
     Attributes:
-        lr_scale: factor on the learning rate; smaller each time the training went back.
-        backs: how often it went back.
-        present: signatures that the newest probe showed.
+        lr_scale: factor on the learning rate; smaller after each rollback.
+        num_rollbacks: rollbacks so far.
+        active_signatures: failure signatures found at the newest validation.
         events: one entry for each signature when it appeared: epoch, signature, sentence, action, lr_scale.
     """
 
     lr_scale: float = 1.0
-    backs: int = 0
-    present: list[str] = field(default_factory=list)
+    num_rollbacks: int = 0
+    active_signatures: list[str] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
+class ComputeSetup:
+    """The threads and workers that computed the training so far.
+
+    Attributes:
+        num_threads: torch's threads of each worker; 0 on GPUs, where their number does not matter.
+        num_workers: workers that share a batch.
+    """
+
+    num_threads: int = 0
+    num_workers: int = 1
+
+    @classmethod
+    def current(cls, distributed: Distributed) -> ComputeSetup:
+        """Returns the set-up of this process."""
+        return cls(torch.get_num_threads() if distributed.device.type == "cpu" else 0, distributed.size)
+
+    def restore(self, distributed: Distributed) -> str:
+        """Sets this number of threads in the process; returns a warning, or an empty string.
+
+        With another number of workers the bits differ anyway, so the process stays as it is.
+        """
+        now = ComputeSetup.current(distributed)
+        before = ComputeSetup(self.num_threads, self.num_workers)
+        if before == now:
+            return ""
+        if self.num_workers != now.num_workers or not self.num_threads or not now.num_threads:
+            self.num_threads, self.num_workers = now.num_threads, now.num_workers
+            return (
+                f"this training had {before.num_workers} workers so far and goes on with {now.num_workers}, so its "
+                "last bits differ from those of an uninterrupted run"
+                if before.num_workers != now.num_workers
+                else "this training moved between CPU and GPU, so its last bits differ from those of a run that stayed"
+            )
+        torch.set_num_threads(self.num_threads)
+        cores = available_cores()
+        if self.num_threads > cores:
+            return f"goes on with {self.num_threads} threads, as before, on {cores} cores: exact, but slow"
+        return ""
+
+
+@dataclass
 class TrainState:
-    """Model, average, optimizer, scaler, position, the epoch's sums, history, health, the best probe so far, and the
-    threads and workers that computed it."""
+    """Model, EMA, optimizer, scaler, position, the epoch's sums, history, monitoring, best validation, and set-up."""
 
     model: nn.Module
     ema: Ema
@@ -110,30 +101,31 @@ class TrainState:
     meter: Meter
     position: Position = field(default_factory=Position)
     history: list[dict[str, Any]] = field(default_factory=list)
-    health: HealthState = field(default_factory=HealthState)
+    monitor: MonitorState = field(default_factory=MonitorState)
     best: dict[str, Any] = field(default_factory=dict)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    computing: Computing = field(default_factory=Computing)
+    compute_setup: ComputeSetup = field(default_factory=ComputeSetup)
 
     @classmethod
-    def start(cls, model: nn.Module, name: str, config: TrainConfig, world: World) -> TrainState:
-        """A training that has not begun, on the worker's device."""
-        layout: Any = {"device": world.device, "memory_format": torch.channels_last}
+    def start(cls, model: nn.Module, name: str, config: TrainConfig, distributed: Distributed) -> TrainState:
+        """Returns the state of a training that has not begun, on the worker's device."""
+        layout: Any = {"device": distributed.device, "memory_format": torch.channels_last}
         model = model.to(**layout).train()
         optimizer = build_optimizer(
             model,
-            groups="faithful" if config.faithful else config.groups,
+            no_weight_decay="released_code" if config.match_released_code else config.no_weight_decay,
             convolutional=is_convolutional(name),
             betas=config.betas,
             weight_decay=config.weight_decay,
             fused=True,
         )
-        precision = choose_precision(config, world.device)
-        meter = Meter(world.device, scaled=precision.scaler is not None)
-        return cls(model, Ema(model, config.ema_decay), optimizer, precision, meter, computing=Computing.here(world))
+        precision = choose_precision(config, distributed.device)
+        meter = Meter(distributed.device, scaled=precision.scaler is not None)
+        setup = ComputeSetup.current(distributed)
+        return cls(model, Ema(model, config.ema_decay), optimizer, precision, meter, compute_setup=setup)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Every tensor of the state, by group and name; the live ones."""
+        """Returns every tensor of the state, by group and name; not copies."""
         groups = {
             "model": dict(self.model.state_dict()),
             "ema": dict(self.ema.model.state_dict()),
@@ -150,40 +142,39 @@ class TrainState:
         return found
 
     def snapshot(self) -> Snapshot:
-        """A copy on the CPU that later steps do not touch."""
+        """Returns a copy on the CPU that later steps do not change."""
         copies = {
             group: {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
             for group, tensors in self.tensors().items()
         }
-        scaler = self.precision.scaler.state_dict() if self.precision.scaler else {}
-        facts = {
+        metadata = {
             **vars(self.position),
             "history": self.history,
-            "health": vars(self.health),
+            "monitor": vars(self.monitor),
             "best": self.best,
-            "scaler": scaler,
-            "computing": vars(self.computing),
+            "scaler": self.precision.scaler.state_dict() if self.precision.scaler else {},
+            "compute_setup": vars(self.compute_setup),
         }
-        return Snapshot(copies, copy.deepcopy(facts))
+        return Snapshot(copies, copy.deepcopy(metadata))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Puts a snapshot's values into this state, bit for bit.
+        """Copies a snapshot's values into this state, bit for bit.
 
         Raises:
             KeyError, RuntimeError: it belongs to another network.
         """
-        groups, facts = snapshot.tensors, snapshot.facts
+        groups, metadata = snapshot.tensors, snapshot.metadata
         self.model.load_state_dict(dict(groups["model"]))
         self.ema.model.load_state_dict(dict(groups["ema"]))
         self._restore_optimizer(dict(groups["optimizer"]))
         self.meter.sums = groups["meter"]["sums"].to(self.meter.sums.device)
         self.best_weights = dict(groups.get("best", {}))
-        self.position = Position(facts["epoch"], facts["batch"], facts["step"])
-        self.history, self.best = list(facts["history"]), dict(facts["best"])
-        self.health = HealthState(**copy.deepcopy(facts["health"]))
-        self.computing = Computing(**facts["computing"])
-        if self.precision.scaler and facts["scaler"]:
-            self.precision.scaler.load_state_dict(facts["scaler"])
+        self.position = Position(metadata["epoch"], metadata["batch"], metadata["step"])
+        self.history, self.best = list(metadata["history"]), dict(metadata["best"])
+        self.monitor = MonitorState(**copy.deepcopy(metadata["monitor"]))
+        self.compute_setup = ComputeSetup(**metadata["compute_setup"])
+        if self.precision.scaler and metadata["scaler"]:
+            self.precision.scaler.load_state_dict(metadata["scaler"])
 
     def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
         named = dict(self.model.named_parameters())
@@ -192,7 +183,7 @@ class TrainState:
             name, _, key = full.rpartition("/")
             parameter = named[name]
             if value.shape == parameter.shape and key != "step":
-                # Like its weight in memory too (channels last), so that updates run as they did.
+                # In the memory layout of its weight (channels last), so that updates run as they did.
                 value = torch.empty_like(parameter, requires_grad=False).copy_(value)
             elif key == "step":
                 value = value.to(parameter.device)
@@ -200,7 +191,7 @@ class TrainState:
 
 
 def choose_precision(config: TrainConfig, device: torch.device) -> Precision:
-    """The configuration's precision on this device; `auto` is bf16 on GPUs that have it, else float32."""
+    """Returns the configuration's precision on this device; `auto` is bf16 on GPUs that have it, else float32."""
     wanted = config.precision
     if wanted == "auto":
         wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -209,29 +200,29 @@ def choose_precision(config: TrainConfig, device: torch.device) -> Precision:
     return Precision(device.type, torch.bfloat16 if wanted == "bf16" else torch.float32)
 
 
-def share_state(state: TrainState, world: World, *, resumed: bool) -> None:
-    """Copies rank 0's weights, average, optimizer and position to all workers. Every worker has to call it.
+def share_state(state: TrainState, distributed: Distributed, *, resumed: bool) -> None:
+    """Copies the main worker's weights, EMA, optimizer and position to all workers. Every worker has to call it.
 
     Args:
-        resumed: on rank 0, whether its state came from a checkpoint.
+        resumed: whether the main worker's state came from a checkpoint; ignored on the others.
     """
-    if world.size == 1:
+    if distributed.size == 1:
         return
-    facts = world.facts_from_leader(_facts(state, resumed) if world.leads else None)
+    shared = distributed.broadcast_json(_metadata(state, resumed) if distributed.is_main else None)
     tensors = state.tensors()
-    if facts["resumed"] and not world.leads:
-        tensors["optimizer"] = _empty_optimizer(state, facts["optimizer"], world)
+    if shared["resumed"] and not distributed.is_main:
+        tensors["optimizer"] = {
+            name: torch.empty(shape, device=distributed.device) for name, shape in shared["optimizer"].items()
+        }
         tensors["best"] = {}
     for group in ("model", "ema", "optimizer", "meter"):
-        world.from_leader(tensors[group][name] for name in sorted(tensors[group]))
-    if facts["resumed"] and not world.leads:
-        state.restore(Snapshot(tensors, facts["facts"]))
+        distributed.broadcast_tensors(tensors[group][name] for name in sorted(tensors[group]))
+    if shared["resumed"] and not distributed.is_main:
+        state.restore(Snapshot(tensors, shared["metadata"]))
 
 
-def _facts(state: TrainState, resumed: bool) -> dict[str, object]:
+def _metadata(state: TrainState, resumed: bool) -> dict[str, object]:
+    """Returns what the other workers need before the tensors: shapes of the optimizer's, and the metadata."""
     optimizer = {name: list(t.shape) for name, t in state.tensors()["optimizer"].items()}
-    return {"resumed": resumed, "optimizer": optimizer if resumed else {}, "facts": dict(state.snapshot().facts)}
-
-
-def _empty_optimizer(state: TrainState, shapes: dict[str, list[int]], world: World) -> dict[str, torch.Tensor]:
-    return {name: torch.empty(shape, device=world.device) for name, shape in shapes.items()}
+    metadata = dict(state.snapshot().metadata)
+    return {"resumed": resumed, "optimizer": optimizer if resumed else {}, "metadata": metadata}

@@ -1,10 +1,9 @@
-"""Stochastic depth (Huang et al. 2016) whose draws belong to the image and not to the worker or the order of forwards.
+"""Stochastic depth (Huang et al. 2016) with draws that depend on the image, not on the worker or the order of forwards.
 
-timm's DropPath draws from torch's global generator, so that two workers, or a batch taken in pieces, would train
-another network than one worker does. Here whether a layer is left out for an image is a pure function of (seed, epoch,
-batch, the image's row in the global batch, layer). All forwards of a step in training mode share the draw: with TRADES
-the clean and the adversarial image go through the same layers. In eval mode, and so inside every attack, nothing is
-left out.
+timm's DropPath draws from torch's global generator, so two workers, or a batch taken in micro-batches, would train
+another network than one worker does. Here the draw for a layer and an image is a pure function of (seed, epoch, batch,
+the image's row in the global batch, layer). All forwards of a step in training mode share the draw: with TRADES the
+clean and the adversarial image pass the same layers. In eval mode, and so in every attack, no layer is dropped.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ _STREAM = 0x6465707468  # keeps these draws apart from others made from the same
 
 
 class RowDropPath(nn.Module):
-    """timm's DropPath, told what it leaves out: x is dropped with `drop_prob`, else divided by 1 - drop_prob.
+    """timm's DropPath with draws from outside: x is dropped with `drop_prob`, else divided by 1 - drop_prob.
 
     Attributes:
-        scale: (B,) factor of each image of the next forwards, 0 or 1 / (1 - drop_prob); None before the first draw.
+        scale: (B,) factor of each image in the next forwards, 0 or 1 / (1 - drop_prob); None before the first draw.
     """
 
     def __init__(self, drop_prob: float) -> None:
@@ -32,15 +31,15 @@ class RowDropPath(nn.Module):
         self.scale: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (B, ...); as it is in eval mode."""
+        """(B, ...) -> (B, ...); unchanged in eval mode."""
         if not self.training:
             return x
-        assert self.scale is not None, "draw_depth says before each step which layers are left out"
+        assert self.scale is not None, "draw_drop_path has to be called before each step"
         return x * self.scale.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
-def own_depth(model: nn.Module) -> nn.Module:
-    """Replaces every DropPath of timm in `model` by one that is told its draws; the same model."""
+def replace_drop_path(model: nn.Module) -> nn.Module:
+    """Replaces every DropPath of timm in `model` by a `RowDropPath` and returns the same model."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, DropPath):
@@ -48,18 +47,18 @@ def own_depth(model: nn.Module) -> nn.Module:
     return model
 
 
-def draw_depth(
+def draw_drop_path(
     model: nn.Module, rows: slice, *, seed: int, epoch: int, batch: int, device: torch.device
 ) -> Callable[[slice], None] | None:
-    """Draws what each layer leaves out of one step; None for a network without stochastic depth.
+    """Draws the dropped paths of one step; None for a network without stochastic depth.
 
     Args:
-        model: as `own_depth` returned it.
+        model: returned by `replace_drop_path`.
         rows: this worker's rows of the global batch.
-        device: where the network is.
+        device: the network's.
 
     Returns:
-        A function to be called before the forwards of each piece of the worker's share, with the piece's rows in it.
+        A function to call before the forwards of each micro-batch, with its rows in the worker's share.
     """
     layers = [module for module in model.modules() if isinstance(module, RowDropPath)]
     if not layers:
@@ -69,8 +68,8 @@ def draw_depth(
     scales = (drawn >= probabilities) / (1 - probabilities)
     table = torch.from_numpy(scales.T.astype(np.float32)).to(device)
 
-    def take(piece: slice) -> None:
+    def set_scales(rows: slice) -> None:
         for layer, scale in zip(layers, table):
-            layer.scale = scale[piece]
+            layer.scale = scale[rows]
 
-    return take
+    return set_scales

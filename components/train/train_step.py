@@ -1,7 +1,7 @@
 """The training step: clean or adversarial, in full or reduced precision.
 
-This module and the attack room need only torch and timm, so that they can be copied to a bare GPU machine and measured.
-Nothing here waits for the device; outcomes are tensors.
+This module and components.attack need only torch and timm, so that they can be copied to a bare GPU machine and
+measured. Nothing here waits for the device; results are tensors.
 """
 
 from __future__ import annotations
@@ -9,53 +9,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import cache
+from importlib import import_module
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.attack.apgd import Attack, apgd, frozen
-from components.attack.fgsm import fgsm
-from components.attack.losses import cross_entropy, full_precision, kl, kl_from
-
-_TRADES_START = 1e-3
-"""Standard deviation in pixel units of TRADES' start point (Zhang et al. 2019): the divergence has no gradient at 0."""
+from components.attack.apgd import AttackResult
+from components.attack.losses import cross_entropy, full_precision, kl
+from components.attack.training_attacks import TRAINING_ATTACKS, AttackSettings
 
 
-@dataclass(frozen=True)
-class Threat:
-    """The training attack of one step; the fields of the configuration, with this step's radius."""
-
-    norm: Literal["Linf", "L2", "L1"]
-    eps: float
-    steps: int
-    form: Literal["best", "last"] = "best"
-    kind: Literal["apgd", "fgsm"] = "apgd"
-    loss: Literal["ce", "trades"] = "ce"
-    beta: float = 6.0
-    fgsm_step: float = 1.25
-    centre: Literal["clamped", "given"] = "clamped"
-
-
-class Outcome(NamedTuple):
+class StepResult(NamedTuple):
     """Figures of one step over all workers, still on the device."""
 
     sums: Tensor
-    """(3,) sums over images: loss; what the attack added; images whose predicted class it changed.
+    """(3,) sums over images: loss; increase of the loss by the attack; images whose predicted class the attack changed.
 
-    What it added counts from its start. Cross-entropy: that of the update's forward, less that at the image itself
-    (APGD) or at the random start (FGSM with one). TRADES: the divergence from the clean prediction in the update's
-    forward, which is 0 at the image itself. Changed classes count from the start too; TRADES' is the image with noise.
+    The increase counts from the attack's start. Cross-entropy: loss in the update's forward, less that at the image
+    itself (APGD) or at the random start (FGSM with one). TRADES: the divergence from the clean prediction in the
+    update's forward, which is 0 at the image itself. Changed classes count from the start too; TRADES' start is the
+    image with noise.
     """
     grad_norm: Tensor
     """L2 norm of the gradient, before clipping."""
 
 
-EachPiece = Callable[[slice], None]
-"""Told which rows of a worker's share the next forwards are about."""
+BeforeMicroBatch = Callable[[slice], None]
+"""Called with the rows of a worker's share that the next forwards take."""
 Reduce = Callable[[Iterable[nn.Parameter], Tensor], Tensor]
-"""Adds gradients up over workers, in place, and returns the sum of the figures (n,) that travel with them."""
+"""Sums the gradients over workers, in place, and returns the sum of the figures (n,) that are sent with them."""
 
 
 @dataclass(frozen=True)
@@ -77,43 +62,43 @@ def train_step(
     images: Tensor,
     targets: Tensor,
     *,
-    threat: Threat | None = None,
+    attack: AttackSettings | None = None,
     noise: Tensor | None = None,
     precision: Precision,
     global_batch: int,
     reduce: Reduce | None = None,
     clip: float | None = None,
-    chunk: int = 0,
-    each_piece: EachPiece | None = None,
-) -> Outcome:
-    """One update of the weights.
+    micro_batch_size: int = 0,
+    before_micro_batch: BeforeMicroBatch | None = None,
+) -> StepResult:
+    """Updates the weights once.
 
     Args:
         model: in training mode.
         images: (B, C, H, W) in [0, 1], this worker's share of the batch.
         targets: (B,) classes or (B, K) probabilities.
-        threat: the attack, or None for a clean step.
+        attack: the attack, or None for a clean step.
         noise: (B, C, H, W) for attacks with a random start: uniform in [-1, 1] (FGSM), normal (TRADES).
         precision: of the forwards.
         global_batch: images over all workers; the loss is divided by it, so gradients add up over workers.
-        reduce: adds gradients up over workers; None with one worker.
+        reduce: sums gradients over workers; None with one worker.
         clip: largest gradient norm.
-        chunk: at most so many images in one forward and backward; 0 takes all at once.
-        each_piece: called before each of these pieces with its rows, for what is drawn row by row (stochastic depth).
+        micro_batch_size: most images in one forward and backward; 0 takes all at once.
+        before_micro_batch: called before each micro-batch, for what is drawn row by row (stochastic depth).
     """
     optimizer.zero_grad(set_to_none=True)
-    parts = []
-    for start in range(0, len(images), chunk or len(images)):
-        rows = slice(start, start + (chunk or len(images)))
-        if each_piece is not None:
-            each_piece(rows)
+    parts, size = [], micro_batch_size or len(images)
+    for start in range(0, len(images), size):
+        rows = slice(start, start + size)
+        if before_micro_batch is not None:
+            before_micro_batch(rows)
         starts = None if noise is None else noise[rows]
-        parts.append(_accumulate(model, images[rows], targets[rows], starts, threat, precision, global_batch))
+        parts.append(_accumulate(model, images[rows], targets[rows], starts, attack, precision, global_batch))
     parameters = [p for p in model.parameters() if p.requires_grad]
     sums = torch.stack(parts).sum(dim=0)
     if reduce is not None:
         sums = reduce(parameters, sums)
-    return Outcome(sums, _update(optimizer, parameters, precision.scaler, clip))
+    return StepResult(sums, _update(optimizer, parameters, precision.scaler, clip))
 
 
 def _accumulate(
@@ -121,64 +106,54 @@ def _accumulate(
     images: Tensor,
     targets: Tensor,
     noise: Tensor | None,
-    threat: Threat | None,
+    attack: AttackSettings | None,
     precision: Precision,
     global_batch: int,
 ) -> Tensor:
-    """Attack, forward and backward of some images; returns the sums of `Outcome`."""
-    attack = None
-    if threat is not None:
+    """Attack, forward and backward of a micro-batch; returns the sums of `StepResult`."""
+    found = None
+    if attack is not None:
         with precision.autocast():
-            attack = find_adversarial(model, images, targets, threat, noise)
+            found = find_adversarial(model, images, targets, attack, noise)
     with precision.autocast():
-        if threat is not None and threat.loss == "trades":
-            assert attack is not None
-            loss, divergence, logits = _trades(model, images, attack.x_adv, targets, threat.beta)
+        if attack is not None and attack.loss == "trades":
+            assert found is not None
+            loss, divergence, logits = _trades(model, images, found.x_adv, targets, attack.trades_beta)
         else:
-            logits = model(images if attack is None else attack.x_adv)
+            logits = model(images if found is None else found.x_adv)
             loss, divergence = cross_entropy(logits, targets), None
     total = loss.sum()
     scaled = total / global_batch
     (precision.scaler.scale(scaled) if precision.scaler else scaled).backward()
     zero = torch.zeros_like(total).detach()
-    if attack is None:
+    if found is None:
         return torch.stack([total.detach(), zero, zero])
-    gained = (loss - attack.start_loss if divergence is None else divergence).detach().sum()
-    flipped = (logits.detach().argmax(dim=1) != attack.start_prediction).sum().to(total.dtype)
+    gained = (loss - found.start_loss if divergence is None else divergence).detach().sum()
+    flipped = (logits.detach().argmax(dim=1) != found.start_prediction).sum().to(total.dtype)
     return torch.stack([total.detach(), gained, flipped])
 
 
 def find_adversarial(
-    model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, noise: Tensor | None = None
-) -> Attack:
-    """Adversarial examples for training, in the caller's autocast context.
+    model: nn.Module, images: Tensor, targets: Tensor, attack: AttackSettings, noise: Tensor | None = None
+) -> AttackResult:
+    """Finds adversarial examples for training, in the caller's autocast context.
 
-    TRADES (Zhang et al. 2019, and its released code): the divergence from the prediction on the clean image, both in
-    eval mode, is raised from a point 1e-3 normal noise away from it, here brought into the ball.
+    Args:
+        noise: (B, C, H, W), distributed as the attack's row in `TRAINING_ATTACKS` says.
     """
-    if threat.kind == "fgsm":
-        return fgsm(model, images, targets, eps=threat.eps, noise=noise, step=threat.fgsm_step)
-    settings = {
-        "norm": threat.norm,
-        "eps": threat.eps,
-        "steps": threat.steps,
-        "form": threat.form,
-        "centre": threat.centre,
-    }
-    if threat.loss != "trades":
-        return apgd(model, images, targets, **settings)
-    assert noise is not None, "TRADES needs a start point away from the image"
-    start = (images + _TRADES_START * noise).clamp(0, 1)
-    with frozen(model):
-        with torch.no_grad():
-            clean = model(images)
-        return apgd(model, images, targets, objective=kl_from(clean), start=start, **settings)
+    return _function(attack.name)(model, images, targets, attack, noise)
+
+
+@cache
+def _function(name: str) -> Callable[..., AttackResult]:
+    module, _, function = TRAINING_ATTACKS[name].function.partition(":")
+    return getattr(import_module(module), function)
 
 
 def _trades(
     model: nn.Module, images: Tensor, x_adv: Tensor, targets: Tensor, beta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per image (B,) cross-entropy on it + beta KL(clean || adversarial), and that divergence; adversarial logits."""
+    """Returns clean cross-entropy + beta KL(clean || adversarial) (B,), the divergence (B,), and adversarial logits."""
     clean, adversarial = model(images), model(x_adv)
     log_p, log_q = (F.log_softmax(full_precision(z), dim=1) for z in (clean, adversarial))
     divergence = kl(log_p, log_q)

@@ -1,1 +1,1 @@
-"""Small HTTP servers that stand in for Kubernetes and Kubeflow, so that the real clients are driven."""
+"""Small HTTP servers that replace Kubernetes and Kubeflow in tests, so that the tests use the real clients."""

@@ -1,4 +1,4 @@
-"""A Kubeflow Pipelines API (v2beta1) over HTTP: uploads are parsed as pipelines, requests are held against the swagger."""
+"""A Kubeflow Pipelines API (v2beta1) over HTTP: parses uploads as pipelines, validates requests against the swagger."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PREFIX = "/apis/v2beta1"
 
 @dataclass
 class Kubeflow:
-    """What the server holds, and how it is told to misbehave."""
+    """The server's objects, and the faults that a test configures."""
 
     token: str = ""
     multi_user: bool = False
@@ -39,7 +39,7 @@ class Kubeflow:
     web_page: bool = False
     """Answers with HTML, as a dashboard would."""
     busy: int = 0
-    """So many reads of a run are answered 503."""
+    """Number of reads of a run that are answered 503."""
     pipelines: dict[str, str] = field(default_factory=dict)
     """Name -> id."""
     versions: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
@@ -48,12 +48,12 @@ class Kubeflow:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     schedules: list[dict[str, Any]] = field(default_factory=list)
     states: list[tuple[str, dict[str, str]]] = field(default_factory=lambda: [("SUCCEEDED", {})])
-    """What reading a run answers, one after the other, the last for ever: (state of the run, task -> state)."""
+    """Answers to reads of a run, one after the other, the last one for ever: (state of the run, task -> state)."""
     errors: dict[str, str] = field(default_factory=dict)
     """Task -> message."""
     faults: list[str] = field(default_factory=list)
     """Requests that the swagger or the protobuf does not allow."""
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     packages: list[dict[str, Any]] = field(default_factory=list)
     """The pipelines that were uploaded."""
 
@@ -72,7 +72,7 @@ def _definitions(folder: str) -> dict[str, Any]:
 
 
 def swagger_faults(body: Any, definition: str) -> list[str]:
-    """What the published API does not allow in this body; nothing where the swagger is not at hand."""
+    """Faults that the published API forbids in this body; none if `ROBUSTRAIN_CONTRACTS` names no swagger."""
     folder = os.environ.get("ROBUSTRAIN_CONTRACTS", "")
     if not Path(folder, "kfp_v2beta1.swagger.json").is_file():
         return []
@@ -98,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = url.path.removeprefix(PREFIX)
-        self.kubeflow.asked.append(f"{method} {path}")
+        self.kubeflow.requests.append(f"{method} {path}")
         if not self._admit(url.path, path):
             return
         for wanted, pattern, handler in _ROUTES:
@@ -107,16 +107,16 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         self._fail(404, "Not Found")
 
-    def _admit(self, whole: str, path: str) -> bool:
+    def _admit(self, full_path: str, path: str) -> bool:
         kubeflow = self.kubeflow
-        if kubeflow.login and whole != "/dex/login":
+        if kubeflow.login and full_path != "/dex/login":
             self.send_response(302)
             self.send_header("Location", "/dex/login")
             self.send_header("Content-Length", "0")
             self.end_headers()
         elif kubeflow.web_page or kubeflow.login:
             self._send(200, b"<html>Kubeflow</html>", "text/html")
-        elif not whole.startswith(PREFIX):
+        elif not full_path.startswith(PREFIX):
             self._fail(404, "Not Found")
         elif kubeflow.token and self.headers.get("Authorization") != f"Bearer {kubeflow.token}":
             self._fail(401, "Request header error: there is no user identity header.")

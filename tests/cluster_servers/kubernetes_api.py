@@ -1,8 +1,8 @@
 """A Kubernetes API server for one namespace: RayJobs with watches, pods, pod logs; and a KubeRay that follows a script.
 
-It speaks over real HTTP to the real client. It knows resource versions, 409, 410, preconditions, `timeoutSeconds` and
-strict field validation (against the published CRD, where that is at hand), and notes verb and resource of every request
-as an authorizer would see them.
+The real client talks to it over HTTP. It implements resource versions, 409, 410, preconditions, `timeoutSeconds` and
+strict field validation (if `ROBUSTRAIN_CONTRACTS` names the published CRD), and records verb and resource of every
+request as an authorizer would see them.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ PODS = re.compile(r"/api/v1/namespaces/(?P<ns>[^/]+)/pods(/(?P<name>[^/]+)/log)?
 
 @dataclass
 class Cluster:
-    """What the server holds, and how it is told to misbehave."""
+    """The server's objects, and the faults that a test configures."""
 
     namespace: str = "team"
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     pods: list[dict[str, Any]] = field(default_factory=list)
     logs: dict[str, list[str]] = field(default_factory=dict)
-    asked: list[tuple[str, str]] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
     events: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
     watches: int = 0
     version: int = 100
     token: str = "good"
     forbidden: set[tuple[str, str]] = field(default_factory=set)
     drop_creates: int = 0
-    """So many creations are carried out, and then the connection is cut instead of an answer."""
+    """Number of creations that succeed without an answer: the connection is cut."""
     busy: int = 0
-    """So many requests are answered 503."""
+    """Number of requests that are answered 503."""
     lose_watches: int = 0
-    """So many watches are cut before their first event."""
+    """Number of watches that are cut before their first event."""
     expire_watches: int = 0
-    """So many watches answer 410."""
+    """Number of watches that are answered 410."""
     on_create: Callable[[Cluster, str], None] | None = None
-    """Runs in a thread of its own after a job was created: the operator."""
+    """The operator: runs in a thread of its own after a job was created."""
     on_pods: Callable[[Cluster], None] | None = None
     change: threading.Condition = field(default_factory=threading.Condition)
 
     def put(self, name: str, job: dict[str, Any]) -> dict[str, Any]:
-        """Adds a job, as if somebody had created it."""
+        """Adds a job, as another client would."""
         with self.change:
             job["metadata"].setdefault("uid", str(uuid.uuid4()))
             self.jobs[name] = job
@@ -73,9 +73,11 @@ class Cluster:
                 self._note("DELETED", self.jobs.pop(name))
 
     def wait(self, condition: Callable[[Cluster], bool], seconds: float = 90) -> None:
-        """Until the condition holds; fails the test otherwise."""
+        """Waits until the condition holds; fails the test if it does not in time."""
         with self.change:
-            assert self.change.wait_for(lambda: condition(self), seconds), f"waited in vain, asked: {self.asked}"
+            assert self.change.wait_for(lambda: condition(self), seconds), (
+                f"the condition never held; requests: {self.requests}"
+            )
 
     def _note(self, kind: str, job: dict[str, Any]) -> None:
         self.version += 1
@@ -134,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _admit(self, verb: str, resource: str) -> bool:
         cluster = self.cluster
         with cluster.change:
-            cluster.asked.append((verb, resource))
+            cluster.requests.append((verb, resource))
             cluster.change.notify_all()
             if cluster.busy:
                 cluster.busy -= 1

@@ -25,12 +25,12 @@ CONFIG = {
     "ema_decay": 0.5,
     "mixup": 0.8,
     "attack": {"norm": "Linf", "eps": 0.1, "steps": 3},
-    "probe": {"every": 1, "images": 16, "fraction": 0.15, "steps": 2},
+    "validation": {"every_epochs": 1, "max_images": 16, "fraction": 0.15, "steps": 2},
     "device": "cpu",
     "loader": "native",
-    "threads": 1,
-    "workers": "1-2",
-    "checkpoint_minutes": 0,
+    "num_threads": 1,
+    "num_workers": "1-2",
+    "checkpoint_interval_s": 0,
 }
 PER_EPOCH = 24
 

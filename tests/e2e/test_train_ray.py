@@ -17,10 +17,10 @@ CONFIG = {
     "ema_decay": 0.5,
     "mixup": 0.8,
     "attack": {"norm": "Linf", "eps": 0.1, "steps": 2},
-    "probe": {"every": 1, "images": 16, "fraction": 0.15, "steps": 2},
+    "validation": {"every_epochs": 1, "max_images": 16, "fraction": 0.15, "steps": 2},
     "device": "cpu",
     "loader": "native",
-    "threads": 1,
+    "num_threads": 1,
 }
 
 
@@ -34,7 +34,7 @@ def test_two_workers_train_like_one(run_stage, storage, monkeypatch, ray_turn):
         {"source": "digits", "max_short_side": 32, "mode": "raw", "max_train_images": 100, "max_val_images": 20},
     )
     alone = run_stage("adversarial", CONFIG, {"data": data})
-    together = run_stage("adversarial", {**CONFIG, "workers": 2}, {"data": data})
+    together = run_stage("adversarial", {**CONFIG, "num_workers": 2}, {"data": data})
     assert together.fingerprint == alone.fingerprint
     one, two = (json.loads(run.path("history.json").read_text()) for run in (alone, together))
     assert [entry["step"] for entry in two] == [entry["step"] for entry in one] == [5, 10]

@@ -99,7 +99,7 @@ def test_ctrl_c_prints_that_the_run_continues_and_how_to_cancel_it(
         done.stdout.splitlines()[-1]
         == f"stopped following; run {run_id} continues. To cancel it: robustrain cancel {run_id}"
     )
-    assert f"POST /runs/{run_id}:terminate" not in server.asked
+    assert f"POST /runs/{run_id}:terminate" not in server.requests
 
 
 def test_cancel_ends_the_run_and_deletes_its_jobs(server: Kubeflow, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,4 +112,4 @@ def test_cancel_ends_the_run_and_deletes_its_jobs(server: Kubeflow, host: str, m
         first, again = robustrain("cancel", "run-1"), robustrain("cancel", "run-1")
     assert (first.exit_code, first.stdout) == (0, f"cancelled: run run-1\ndeleted:   RayJob {name}\n")
     assert again.stdout == "cancelled: run run-1\ndeleted:   no RayJob was left\n"
-    assert "POST /runs/run-1:terminate" in server.asked
+    assert "POST /runs/run-1:terminate" in server.requests

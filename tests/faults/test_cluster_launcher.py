@@ -92,7 +92,7 @@ def test_a_stage_runs_to_its_end_and_its_log_is_printed(
     printed = capfd.readouterr().out
     assert printed == "epoch 1\nepoch 2\n", "standard output has the stage's log and nothing else"
     assert f"RayJob {NAME}: Running/RUNNING" in caplog.messages
-    assert NAME in cluster.jobs, "a succeeded job is deleted by KubeRay, after its time to live"
+    assert NAME in cluster.jobs, "a succeeded job stays"
 
 
 def test_a_log_that_breaks_off_is_taken_up_without_repeating(capfd: pytest.CaptureFixture[str]) -> None:
@@ -110,14 +110,14 @@ def test_a_job_that_exists_is_attached_to(caplog: pytest.LogCaptureFixture) -> N
     launch(cluster)
     assert f"RayJob {NAME}: exists, attached to it" in caplog.messages
     assert cluster.jobs[NAME]["metadata"]["uid"] == existing["metadata"]["uid"]
-    assert ("delete", "rayjobs") not in cluster.asked
+    assert ("delete", "rayjobs") not in cluster.requests
 
 
 def test_a_dropped_creation_is_tried_again_and_the_conflict_is_ours() -> None:
     cluster = Cluster(drop_creates=1, on_create=script(*RUNS, ("Failed", "FAILED"), pause=0.3))
     with pytest.raises(UserError, match="Failed/FAILED"):
         launch(cluster)
-    assert cluster.asked.count(("create", "rayjobs")) == 2
+    assert cluster.requests.count(("create", "rayjobs")) == 2
     assert not cluster.jobs, "a job whose creation was not answered is ours to delete"
 
 
@@ -215,7 +215,7 @@ def test_a_missing_config_map_is_named() -> None:
 def test_lost_and_expired_watches_do_no_harm() -> None:
     def end(it: Cluster, name: str) -> None:
         it.status(name, "Running", "RUNNING")
-        it.wait(lambda _: it.asked.count(("watch", "rayjobs")) > 4)
+        it.wait(lambda _: it.requests.count(("watch", "rayjobs")) > 4)
         it.status(name, "Complete", "SUCCEEDED")
 
     cluster = Cluster(lose_watches=2, expire_watches=2, on_create=end)
@@ -332,13 +332,13 @@ def test_sigterm_deletes_our_job_first_and_leaves_another_pipelines_job() -> Non
         processes = [start(one), start(two)]
         for cluster in (mine, theirs):
             cluster.wait(lambda it: it.watches > 1)
-        before = len(mine.asked)
+        before = len(mine.requests)
         for process in processes:
             process.send_signal(signal.SIGTERM)
         outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [143, 143], outputs
     assert not mine.jobs
-    after = [call for call in mine.asked[before:] if call[0] != "list" and call[1] == "rayjobs"]
+    after = [call for call in mine.requests[before:] if call[0] != "list" and call[1] == "rayjobs"]
     assert after[0] == ("delete", "rayjobs")
     assert list(theirs.jobs) == [NAME]
     assert "Traceback" not in "".join(outputs)

@@ -37,15 +37,15 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from kfp import compiler, components, dsl
 
     text = """
-name: Say
+name: Echo
 inputs: [{name: word, type: String}]
 implementation: {container: {image: python, command: [echo, {inputValue: word}]}}
 """
-    say = components.load_component_from_text(text)
+    echo = components.load_component_from_text(text)
 
     @dsl.pipeline(name="tiny")
     def tiny(word: str = "hello") -> None:
-        say(word=word)
+        echo(word=word)
 
     path = tmp_path_factory.mktemp("package") / "pipeline.yaml"
     compiler.Compiler().compile(tiny, str(path))
@@ -167,7 +167,7 @@ def test_cancel_ends_the_run_and_deletes_its_jobs(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(rayjob, "connect", lambda: api)
         gone = kubeflow.cancel("run-1", settings=settings(host, job_namespace="team"))
     assert gone == [name]
-    assert "POST /runs/run-1:terminate" in server.asked
+    assert "POST /runs/run-1:terminate" in server.requests
 
 
 def test_a_run_whose_jobs_cannot_be_deleted_is_reported_as_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_a_run_whose_jobs_cannot_be_deleted_is_reported_as_cancelled(monkeypatch
     message = str(caught.value)
     assert "the run was cancelled, but its RayJobs could not be deleted: no cluster is configured" in message
     assert "kubectl -n team delete rayjobs -l robustrain/kfp-run-id=run-1" in message
-    assert "POST /runs/run-1:terminate" in server.asked
+    assert "POST /runs/run-1:terminate" in server.requests
 
 
 def test_a_schedule_is_one_run_at_a_time_without_catching_up(package: Path) -> None:

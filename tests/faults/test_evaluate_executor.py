@@ -16,8 +16,7 @@ from components.evaluate.executor import LocalProcesses, open_executor, processe
 from components.evaluate.unit_worker import UnitWorker, as_images
 from components.evaluate.work_units import Workload
 from components.models.build import build_model
-from components.models.card import ModelCard
-from components.models.weights import load_model, save_model
+from components.models.weights import ModelCard, load_model, save_model
 
 THREATS = (Threat(eps=0.002, attack="apgd-ce"), Threat(norm="L2", eps=0.05, attack="apgd-ce+apgd-t", num_images=4))
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are torn, damaged or not ours."""
+"""Checkpoints that are incomplete, damaged or of another stage."""
 
 import os
 import shutil
@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from components.errors import UserError
-from components.train import checkpoint as room
-from components.train import checkpoint_manager as store_room
+from components.train import checkpoint, checkpoint_manager
 from components.train.checkpoint import Snapshot, read_checkpoint, write_checkpoint
-from components.train.checkpoint_manager import CheckpointStore, Hands
+from components.train.checkpoint_manager import CheckpointManager, CheckpointThreads
 from components.train.monitor import require_finite
 
 MINE = "f" * 64
@@ -29,7 +28,7 @@ def _snapshot(step, epoch=0):
 
 def _same(one, other):
     assert one is not None
-    assert dict(one.facts) == dict(other.facts)
+    assert dict(one.metadata) == dict(other.metadata)
     for group, tensors in other.tensors.items():
         for name, tensor in tensors.items():
             assert torch.equal(one.tensors[group][name], tensor)
@@ -37,7 +36,7 @@ def _same(one, other):
 
 @pytest.fixture
 def store(tmp_path):
-    opened = CheckpointStore(tmp_path / "checkpoints", MINE)
+    opened = CheckpointManager(tmp_path / "checkpoints", MINE)
     yield opened
     opened.close()
 
@@ -52,7 +51,7 @@ def test_comes_back_as_it_was_and_the_previous_one_is_kept(store):
 def test_written_beside_the_training(store):
     store.save(_snapshot(1))
     store.save(_snapshot(2))
-    store.settle()
+    store.wait_until_written()
     assert not store.busy
     _same(store.latest(), _snapshot(2))
 
@@ -92,7 +91,7 @@ def _damage(place, how):
         "foreign",
     ],
 )
-def test_a_damaged_one_is_refused_aloud_and_the_previous_one_used(store, capsys, how):
+def test_a_damaged_one_is_refused_with_a_warning_and_the_previous_one_used(store, caplog, how):
     store.save(_snapshot(1), wait=True)
     store.save(_snapshot(2), wait=True)
     newest = sorted(store.folder.glob("step-*"))[-1]
@@ -100,9 +99,9 @@ def test_a_damaged_one_is_refused_aloud_and_the_previous_one_used(store, capsys,
     with pytest.raises(ValueError, match=r"it |model|state"):
         read_checkpoint(newest, MINE)
     _same(store.latest(), _snapshot(1))
-    said = capsys.readouterr().err
-    assert "is not used" in said
-    assert newest.name in said
+    text = caplog.text
+    assert "is not used" in text
+    assert newest.name in text
 
 
 def test_a_manifest_cannot_point_outside(store, tmp_path):
@@ -113,12 +112,12 @@ def test_a_manifest_cannot_point_outside(store, tmp_path):
         read_checkpoint(place, MINE)
 
 
-def test_nothing_whole_means_a_fresh_start(store, capsys):
+def test_nothing_valid_means_a_fresh_start(store, caplog):
     assert store.latest() is None
     store.save(_snapshot(1), wait=True)
     _damage(next(store.folder.glob("step-*")), "truncated")
     assert store.latest() is None
-    assert "starts from its beginning" in capsys.readouterr().err
+    assert "starts from its beginning" in caplog.text
 
 
 @pytest.mark.parametrize("dies_in", ["save_file", "write_json", "replace"])
@@ -129,20 +128,20 @@ def test_dying_while_writing_leaves_the_previous_one(store, monkeypatch, dies_in
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((os, "replace") if dies_in == "replace" else (room, dies_in)), dies)
+        patch.setattr(*((os, "replace") if dies_in == "replace" else (checkpoint, dies_in)), dies)
         with pytest.raises(OSError, match="No space"):
             store.save(_snapshot(2), wait=True)
     _same(store.latest(), _snapshot(1))
-    assert not list(store.folder.glob(".part-*")), "what the dead one left is cleared"
+    assert not list(store.folder.glob(".part-*")), "the rest of the failed one is removed"
     store.save(_snapshot(3), wait=True)
     _same(store.latest(), _snapshot(3))
 
 
 def test_a_failed_write_in_the_thread_is_not_lost(store, monkeypatch):
-    monkeypatch.setattr(room, "save_file", lambda *a: (_ for _ in ()).throw(OSError("gone")))
+    monkeypatch.setattr(checkpoint, "save_file", lambda *a: (_ for _ in ()).throw(OSError("gone")))
     store.save(_snapshot(1))
     with pytest.raises(OSError, match="gone"):
-        store.settle()
+        store.wait_until_written()
 
 
 class Remote:
@@ -173,7 +172,7 @@ class Remote:
         return shutil.copytree(found, to) if found.is_dir() else shutil.copyfile(found, to)
 
     def store(self, disk):
-        return CheckpointStore(disk, MINE, upload=self.upload, fetch=self.fetch)
+        return CheckpointManager(disk, MINE, upload=self.upload, fetch=self.fetch)
 
 
 @pytest.fixture
@@ -187,27 +186,27 @@ def _life(remote, disk, *steps):
     found = store.latest()
     for step in steps:
         store.save(_snapshot(step), wait=True)
-        store._hands.copy.submit(lambda: None).result()
+        store._threads.copy.submit(lambda: None).result()
     store.close()
     return found
 
 
-def test_artifacts_serve_where_the_disk_is_new(remote, tmp_path, capsys):
+def test_artifacts_serve_where_the_disk_is_new(remote, tmp_path, caplog):
     _life(remote, tmp_path / "one", 1, 2, 3)
     _same(_life(remote, tmp_path / "two"), _snapshot(3))
     newest = max(remote.folder.glob("checkpoints/?"), key=lambda p: read_checkpoint(p, MINE).step)
     _damage(newest, "flipped bit")
     _same(_life(remote, tmp_path / "three"), _snapshot(2))
-    assert "is not used" in capsys.readouterr().err
+    assert "is not used" in caplog.text
 
 
-@pytest.mark.parametrize("written", ["", '{"place": "c"}', None], ids=["empty", "another word", "missing"])
-def test_without_a_word_of_which_copy_is_whole_the_newer_one_counts(remote, tmp_path, written):
+@pytest.mark.parametrize("written", ["", '{"place": "c"}', None], ids=["empty", "another name", "missing"])
+def test_without_the_name_of_the_complete_copy_the_newer_one_counts(remote, tmp_path, written):
     _life(remote, tmp_path / "one", 1, 2)
-    said = remote.folder / "checkpoints" / "latest.json"
-    said.unlink()
+    text = remote.folder / "checkpoints" / "latest.json"
+    text.unlink()
     if written is not None:
-        said.write_text(written)
+        text.write_text(written)
     _same(_life(remote, tmp_path / "two", 3), _snapshot(2))
     remote.cut = True
     _same(_life(remote, tmp_path / "three", 4), _snapshot(3))
@@ -215,7 +214,7 @@ def test_without_a_word_of_which_copy_is_whole_the_newer_one_counts(remote, tmp_
 
 
 @pytest.mark.parametrize("before", [1, 2, 3])
-def test_an_upload_cut_off_in_any_life_leaves_the_copy_before(remote, tmp_path, before):
+def test_an_upload_cut_off_at_any_time_leaves_the_copy_before(remote, tmp_path, before):
     """Each life has a new disk, so that only the artifacts can tell the next one where to go on."""
     for step in range(1, before + 1):
         _life(remote, tmp_path / f"life-{step}", step)
@@ -227,7 +226,7 @@ def test_an_upload_cut_off_in_any_life_leaves_the_copy_before(remote, tmp_path, 
 
 
 def test_a_checkpoint_is_on_disk_before_any_upload_has_ended(remote, tmp_path):
-    """A machine that is told to end has seconds; the network may take minutes."""
+    """A machine that is asked to end has seconds; the network may take minutes."""
     remote.gate.clear()
     store = remote.store(tmp_path / "disk")
     for step in (1, 2, 3, 4):
@@ -239,9 +238,9 @@ def test_a_checkpoint_is_on_disk_before_any_upload_has_ended(remote, tmp_path):
     assert [name[:14] for name in remote.done] == ["step-000000001", "step-000000004"], "the newest, not each"
 
 
-def test_stores_that_share_their_threads_write_in_the_order_they_were_asked(tmp_path, monkeypatch):
-    """A state to go back to must lie on disk before any checkpoint that was taken after it."""
-    order, plain = [], store_room.write_checkpoint
+def test_managers_that_share_their_threads_write_in_the_order_of_their_saves(tmp_path, monkeypatch):
+    """A good state must be on disk before any checkpoint that was taken after it."""
+    order, plain = [], checkpoint_manager.write_checkpoint
 
     def slow_for_good(folder, *args):
         if folder.name == "good":
@@ -249,27 +248,27 @@ def test_stores_that_share_their_threads_write_in_the_order_they_were_asked(tmp_
         order.append(folder.name)
         return plain(folder, *args)
 
-    monkeypatch.setattr(store_room, "write_checkpoint", slow_for_good)
-    hands = Hands()
-    good, usual = (CheckpointStore(tmp_path / name, MINE, hands=hands) for name in ("good", "usual"))
+    monkeypatch.setattr(checkpoint_manager, "write_checkpoint", slow_for_good)
+    threads = CheckpointThreads()
+    good, usual = (CheckpointManager(tmp_path / name, MINE, threads=threads) for name in ("good", "usual"))
     good.save(_snapshot(1))
     usual.save(_snapshot(1), wait=True)
     assert order == ["good", "usual"]
-    hands.close()
+    threads.close()
 
 
-def test_an_upload_that_fails_is_said_and_survived(tmp_path, capsys):
+def test_a_failed_upload_is_reported_and_the_checkpoint_on_disk_is_kept(tmp_path, caplog):
     def upload(local, artifact):
         raise ConnectionError("the server is away")
 
-    store = CheckpointStore(tmp_path, MINE, upload=upload)
+    store = CheckpointManager(tmp_path, MINE, upload=upload)
     store.save(_snapshot(1), wait=True)
     store.close()
-    assert "the server is away" in capsys.readouterr().err
+    assert "the server is away" in caplog.text
     _same(store.latest(), _snapshot(1))
 
 
-def test_figures_that_are_no_numbers_stop_the_training():
+def test_figures_that_are_not_finite_stop_the_training():
     require_finite(1.5, what="loss", epoch=0, batch=0)
     for value in (float("nan"), float("inf")):
         with pytest.raises(UserError, match=r"epoch 3, batch 7.*loss.*lower lr"):

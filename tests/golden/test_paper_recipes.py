@@ -35,7 +35,7 @@ MODELS: dict[str, tuple[str, str, int, int, Any, Any]] = {
 }
 OPTIMISER = {
     "lr": 1e-3,
-    "lr_min": 5e-6,
+    "min_lr": 5e-6,
     "betas": (0.9, 0.95),
     "weight_decay": 0.05,
     "ema_decay": 0.9999,
@@ -49,13 +49,13 @@ HEAVY = {
     "cutmix": 1.0,
     "mixup_prob": 1.0,
     "label_smoothing": 0.1,
-    "crop_scale": (0.08, 1.0),
-    "crop_aspect": (3 / 4, 4 / 3),
-    "flip": 0.5,
+    "scale": (0.08, 1.0),
+    "ratio": (3 / 4, 4 / 3),
+    "hflip": 0.5,
     "resolution": 224,
     "precision": "auto",
-    "faithful": False,
-    "groups": "sane",
+    "match_released_code": False,
+    "no_weight_decay": "standard",
 }
 LINF, L2, L1 = ("Linf", 4 / 255), ("L2", 2.0), ("L1", 75.0)
 ATTACKS = {"adversarial": LINF, "radius-8": ("Linf", 8 / 255), "radius-l2": L2, "radius-l1": L1}
@@ -83,7 +83,7 @@ def test_clean_weights(name: str) -> None:
     clean = stages["pretrain"].config
     assert (clean.model.name, clean.model.stem, clean.model.normalize) == (network, "patch", patch)
     if tag:
-        assert (clean.init, clean.init_data, clean.epochs) == (f"timm:{tag}", "imagenet-1k", 0)
+        assert (clean.init, clean.pretrained_data, clean.epochs) == (f"timm:{tag}", "imagenet-1k", 0)
     else:
         assert (clean.init, clean.epochs, clean.warmup_epochs) == ("random", epochs, warmup)
         assert fields(clean, OPTIMISER | HEAVY) == OPTIMISER | HEAVY
@@ -105,13 +105,12 @@ def test_robust_training(name: str, stage: str) -> None:
     assert fields(config, OPTIMISER | HEAVY) == OPTIMISER | HEAVY
     attack = config.attack
     assert (attack.norm, attack.eps) == pytest.approx(ATTACKS[stage])
-    assert (attack.kind, attack.steps, attack.form, attack.loss, attack.eps_warmup) == ("apgd", 2, "best", "ce", 0)
-    probe = config.probe
-    assert (config.select, probe.every, probe.images, probe.steps, probe.norm, probe.eps) == (
-        *("best", 2, 4000, 10),
-        *(None, None),
-    )
-    assert probe.other_norms == pytest.approx(dict(OTHERS[stage]))
+    assert (attack.name, attack.steps, attack.return_iterate) == ("apgd", 2, "best")
+    assert (attack.loss, attack.eps_warmup_epochs) == ("ce", 0)
+    validation = config.validation
+    assert (config.keep_weights, validation.every_epochs, validation.max_images) == ("best", 2, 4000)
+    assert (validation.steps, validation.norm, validation.eps) == (10, None, None)
+    assert validation.extra_norms == pytest.approx(dict(OTHERS[stage]))
 
 
 @pytest.mark.parametrize("name", MODELS)

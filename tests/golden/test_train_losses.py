@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from components.train import loop, stage
-from components.train.distributed import World
+from components.train.distributed import Distributed
 from tests.resume.conftest import data  # noqa: F401  (a fixture)
 from tests.resume.small_training import config_of, job_from
 
@@ -46,7 +46,7 @@ def _trained(images, folder, monkeypatch, which, change):
     monkeypatch.setattr(loop, "train_step", watched)
     monkeypatch.setattr(stage, "_finish", finished)
     kind, config = config_of(which, **{"epochs": 4, "lr": 6e-3, "weight_decay": 0.5, **change})
-    stage.work(job_from(images, folder, kind, config), World())
+    stage.work(job_from(images, folder, kind, config), Distributed())
     assert len(found["losses"]) == STEPS
     return found
 
@@ -71,11 +71,11 @@ def test_losses_of_twenty_steps(data, tmp_path, monkeypatch, attack):  # noqa: F
 CHANGES = {
     "betas": {"betas": (0.9, 0.999)},
     "weight decay": {"weight_decay": 0.4},
-    "groups": {"groups": "faithful"},
+    "groups": {"no_weight_decay": "released_code"},
     "average": {"ema_decay": 0.91},
     "stochastic depth": {"drop_path": 0.0},
     "smoothing": {"label_smoothing": 0.11},
-    "schedule": {"lr_min": 1e-4},
+    "schedule": {"min_lr": 1e-4},
     "one step less": {"attack": {"norm": "Linf", "eps": 0.1, "steps": 1}},
 }
 

@@ -7,7 +7,7 @@ import torch
 import components.models  # noqa: F401  (registers the networks)
 from components.train.optimizer import build_optimizer, decayed, is_convolutional, learning_rate
 
-PAPER = {"lr": 1e-3, "lr_min": 5e-6}
+PAPER = {"lr": 1e-3, "min_lr": 5e-6}
 
 
 @pytest.mark.parametrize(
@@ -48,15 +48,15 @@ def _meta(name):
 )
 def test_faithful_groups(name, yes, no):
     """Counts measured on the released code: T-CvSt, DeiT-S-CvSt, ViT-M-CvSt."""
-    decide = decayed(_meta(name), "faithful", convolutional=is_convolutional(name))
+    decide = decayed(_meta(name), "released_code", convolutional=is_convolutional(name))
     assert (sum(decide.values()), len(decide) - sum(decide.values())) == (yes, no)
 
 
 def test_faithful_groups_decay_what_the_code_decays():
-    convolutional = decayed(_meta("convnext_tiny_cvst"), "faithful", convolutional=True)
+    convolutional = decayed(_meta("convnext_tiny_cvst"), "released_code", convolutional=True)
     assert convolutional["stages.0.blocks.0.gamma"]
     assert convolutional["head.norm.weight"]
-    transformer = decayed(_meta("vit_small_cvst"), "faithful", convolutional=False)
+    transformer = decayed(_meta("vit_small_cvst"), "released_code", convolutional=False)
     assert transformer["pos_embed"]
     assert transformer["cls_token"]
     assert not transformer["norm.weight"]
@@ -65,7 +65,7 @@ def test_faithful_groups_decay_what_the_code_decays():
 @pytest.mark.parametrize("name", ["convnext_tiny_cvst", "vit_small_cvst", "vit_medium_cvst"])
 def test_sane_groups_decay_matrices_only(name):
     model = _meta(name)
-    decide = decayed(model, "sane", convolutional=is_convolutional(name))
+    decide = decayed(model, "standard", convolutional=is_convolutional(name))
     assert set(decide) == {n for n, _ in model.named_parameters()}
     for parameter_name, parameter in model.named_parameters():
         special = parameter_name in ("pos_embed", "cls_token")
@@ -74,7 +74,9 @@ def test_sane_groups_decay_matrices_only(name):
 
 def test_optimizer_has_every_parameter_once_and_the_papers_settings():
     model = _meta("vit_small_cvst")
-    optimizer = build_optimizer(model, groups="faithful", convolutional=False, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = build_optimizer(
+        model, no_weight_decay="released_code", convolutional=False, betas=(0.9, 0.95), weight_decay=0.05
+    )
     groups = {group["weight_decay"]: group for group in optimizer.param_groups}
     assert {decay: len(group["params"]) for decay, group in groups.items()} == {0.05: 56, 0.0: 112}
     assert len({id(p) for group in groups.values() for p in group["params"]}) == 168

@@ -221,7 +221,7 @@ def test_a_dying_ffcv_thread_is_an_error_and_not_a_hang(engines: Engines, monkey
 
 
 def test_an_image_that_ffcv_cannot_decode_is_named(engines: Engines) -> None:
-    """FFCV ignores what libjpeg-turbo reports and hands out whatever the buffer held."""
+    """FFCV ignores what libjpeg-turbo reports and returns whatever the buffer held."""
     file = BetonFile(engines.path)
     start, size = int(file.pointers[70]), int(file.sizes[70])
     assert file.modes[70] == 0

@@ -13,8 +13,8 @@ from components.errors import UserError
 
 @st.composite
 def orders(draw: st.DrawFn) -> tuple[BatchSampler, int, int]:
-    world = draw(st.sampled_from([1, 2, 3, 4, 6]))
-    batch = world * draw(st.integers(1, 9))
+    world_size = draw(st.sampled_from([1, 2, 3, 4, 6]))
+    batch = world_size * draw(st.integers(1, 9))
     n = draw(st.integers(1, 200))
     order = BatchSampler(
         np.sort(np.random.default_rng(draw(st.integers(0, 99))).choice(500, n, replace=False)),
@@ -23,24 +23,24 @@ def orders(draw: st.DrawFn) -> tuple[BatchSampler, int, int]:
         order=draw(st.sampled_from(["random", "sequential"])),
         drop_last=draw(st.booleans()),
     )
-    return order, world, draw(st.integers(0, 1000))
+    return order, world_size, draw(st.integers(0, 1000))
 
 
-def of_rank(order: BatchSampler, rank: int, world: int) -> BatchSampler:
-    return BatchSampler(order.indices, order.batch_size, order.seed, order.order, order.drop_last, rank, world)
+def of_rank(order: BatchSampler, rank: int, world_size: int) -> BatchSampler:
+    return BatchSampler(order.indices, order.batch_size, order.seed, order.order, order.drop_last, rank, world_size)
 
 
 @settings(max_examples=80, deadline=None)
 @given(orders())
-def test_global_batches_are_the_same_for_any_world(case: tuple[BatchSampler, int, int]) -> None:
-    order, world, epoch = case
+def test_global_batches_are_the_same_for_any_number_of_ranks(case: tuple[BatchSampler, int, int]) -> None:
+    order, world_size, epoch = case
     alone = order.batches(epoch)
-    parts = [of_rank(order, rank, world).batches(epoch) for rank in range(world)]
+    parts = [of_rank(order, rank, world_size).batches(epoch) for rank in range(world_size)]
     assert {len(part) for part in parts} == {order.num_batches}
     for k, batch in enumerate(alone):
         assert np.array_equal(np.concatenate([part[k] for part in parts]), batch)
         if len(batch) == order.batch_size:
-            assert {len(part[k]) for part in parts} == {order.batch_size // world}
+            assert {len(part[k]) for part in parts} == {order.batch_size // world_size}
 
 
 @settings(max_examples=80, deadline=None)
@@ -57,8 +57,8 @@ def test_an_epoch_holds_every_sample_once(case: tuple[BatchSampler, int, int]) -
 @settings(max_examples=60, deadline=None)
 @given(orders(), st.data())
 def test_it_can_start_at_any_batch(case: tuple[BatchSampler, int, int], data: st.DataObject) -> None:
-    order, world, epoch = case
-    ranked = of_rank(order, world - 1, world)
+    order, world_size, epoch = case
+    ranked = of_rank(order, world_size - 1, world_size)
     start = data.draw(st.integers(0, order.num_batches))
     whole, tail = ranked.batches(epoch), ranked.batches(epoch, start)
     assert [b.tolist() for b in tail] == [b.tolist() for b in whole[start:]]

@@ -22,7 +22,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.launch.sessions import session_members
+from components.process import session_members
 from tests.resume.small_training import TIMED
 
 TRAINING = {
@@ -36,12 +36,12 @@ TRAINING = {
     "ema_decay": 0.9,
     "mixup": 0.8,
     "attack": {"norm": "Linf", "eps": 0.1, "steps": 2},
-    "probe": {"every": 2, "images": 16, "fraction": 0.15, "steps": 2},
-    "checkpoint_minutes": 0,
-    "checkpoint_seconds": 0,
+    "validation": {"every_epochs": 2, "max_images": 16, "fraction": 0.15, "steps": 2},
+    "checkpoint_interval_s": 0,
+    "checkpoint_min_interval_s": 0,
     "device": "cpu",
     "loader": "native",
-    "threads": 1,
+    "num_threads": 1,
 }
 DATA = {
     "kind": "encode",
@@ -100,7 +100,7 @@ class Chaos:
         from pipeline.recipe import build
 
         health = {"collapse_drop": 0.9 + number * 1e-6}
-        stages = {"digits": DATA, "adversarial": {**TRAINING, "workers": self._workers, "health": health}}
+        stages = {"digits": DATA, "adversarial": {**TRAINING, "num_workers": self._workers, "monitor": health}}
         return build({"name": "chaos", "seed": 5, "stages": stages})
 
     def _life(self, number, chance=None, moment=0.0, last="adversarial"):

@@ -10,7 +10,7 @@ import torch
 from components.errors import Terminated
 from components.train import stage
 from components.train.checkpoint import read_checkpoint, write_checkpoint
-from components.train.distributed import World
+from components.train.distributed import Distributed
 from components.train.loop import Training
 from tests.resume.small_training import job_of
 
@@ -86,7 +86,7 @@ class Pair:
             return finish(job, training, card)
 
         Training._step, stage._finish = watched, kept
-        stage.work(job_of(self._data, self._folder, self._attack, **self._change), World(rank, 2))
+        stage.work(job_of(self._data, self._folder, self._attack, **self._change), Distributed(rank, 2))
 
 
 def die():

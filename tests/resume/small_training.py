@@ -1,4 +1,4 @@
-"""A small training stage whose run keeps everything in folders: what the resume tests interrupt."""
+"""A small training stage whose run keeps everything in folders; the resume tests interrupt it."""
 
 import shutil
 import sys
@@ -11,12 +11,12 @@ from components.train.config import CONFIGS
 ATTACKS = {
     "clean": None,
     "adversarial": {"norm": "Linf", "eps": 0.1, "steps": 2},
-    "random start": {"norm": "Linf", "eps": 0.1, "steps": 1, "kind": "fgsm", "eps_warmup": 1.5},
+    "random start": {"norm": "Linf", "eps": 0.1, "steps": 1, "name": "fgsm", "eps_warmup_epochs": 1.5},
 }
 PER_EPOCH = 5
-"""Steps; two epochs."""
+"""Steps per epoch; there are two epochs."""
 TIMED = ("images_per_s", "data_wait")
-"""Figures of an epoch that clocks measure."""
+"""Figures of an epoch that depend on clocks."""
 
 
 class Run:
@@ -72,13 +72,13 @@ def config_of(which, **change):
         "mixup": 0.8,
         "cutmix": 1.0,
         "drop_path": 0.2,
-        "crop_scale": [0.5, 1.0],
-        "probe": {"every": 1, "images": 16, "fraction": 0.15, "steps": 2, "eps": 0.1},
-        "select": "best",
-        "checkpoint_seconds": 0,
+        "scale": [0.5, 1.0],
+        "validation": {"every_epochs": 1, "max_images": 16, "fraction": 0.15, "steps": 2, "eps": 0.1},
+        "keep_weights": "best",
+        "checkpoint_min_interval_s": 0,
         "device": "cpu",
         "loader": "native",
-        "threads": 1,
+        "num_threads": 1,
         **({"attack": ATTACKS[which]} if ATTACKS[which] else {}),
         **change,
     }
@@ -95,7 +95,7 @@ def job_from(data, folder, kind, config):
 
 
 def same(one, other):
-    """Asserts that two final states are equal bit for bit, but for what clocks measured."""
+    """Asserts that two final states are equal bit for bit, except for figures that clocks measured."""
     import torch
 
     assert {g: set(t) for g, t in one.tensors.items()} == {g: set(t) for g, t in other.tensors.items()}
@@ -104,11 +104,11 @@ def same(one, other):
             assert torch.equal(one.tensors[group][name], tensor), f"{group}/{name}"
     assert _untimed(one) == _untimed(other)
     places = [
-        {k: snapshot.facts[k] for k in ("epoch", "batch", "step", "best", "health", "scaler", "computing")}
+        {k: snapshot.metadata[k] for k in ("epoch", "batch", "step", "best", "monitor", "scaler", "compute_setup")}
         for snapshot in (one, other)
     ]
     assert places[0] == places[1]
 
 
 def _untimed(snapshot):
-    return [{k: v for k, v in entry.items() if k not in TIMED} for entry in snapshot.facts["history"]]
+    return [{k: v for k, v in entry.items() if k not in TIMED} for entry in snapshot.metadata["history"]]

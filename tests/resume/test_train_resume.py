@@ -8,16 +8,15 @@ import pytest
 import torch
 
 from components.errors import Terminated
-from components.train import checkpoint as checkpoint_room
-from components.train import stage
+from components.train import checkpoint, stage
 from components.train.config import CONFIGS
-from components.train.distributed import World
+from components.train.distributed import Distributed
 from components.train.loop import Training
 from tests.resume.small_training import ATTACKS, PER_EPOCH, Run, config_of, job_of, same
 
 
 def _train(monkeypatch, job, before_step=None):
-    """Runs the stage; `before_step(training)` may interrupt it. Returns every tensor and fact of the final state."""
+    """Runs the stage; `before_step(training)` may interrupt it. Returns a snapshot of the final state, and the result."""
     kept = []
     with monkeypatch.context() as patch:
         train_step, finish = Training._step, stage._finish
@@ -33,7 +32,7 @@ def _train(monkeypatch, job, before_step=None):
             "_finish",
             lambda job, training, card: (kept.append(training.state.snapshot()), finish(job, training, card))[1],
         )
-        result = stage.work(job, World())
+        result = stage.work(job, Distributed())
     return kept[0], result
 
 
@@ -53,7 +52,7 @@ def whole(data, tmp_path_factory):
 
 
 class Killed(BaseException):
-    """What SIGKILL looks like from inside: nothing more is done."""
+    """SIGKILL seen from inside: nothing more is done."""
 
 
 def _asked_to_stop_after(steps):
@@ -110,7 +109,7 @@ def test_stopped_twice(data, whole, tmp_path, monkeypatch):
 @pytest.mark.parametrize("dies_in", ["save_file", "write_json"])
 def test_killed_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch, attack, dies_in):
     with monkeypatch.context() as patch:
-        plain, calls = getattr(checkpoint_room, dies_in), []
+        plain, calls = getattr(checkpoint, dies_in), []
 
         def dies(*args, **kwargs):
             calls.append(1)
@@ -118,16 +117,20 @@ def test_killed_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch
                 raise Killed
             return plain(*args, **kwargs)
 
-        patch.setattr(checkpoint_room, dies_in, dies)
+        patch.setattr(checkpoint, dies_in, dies)
         with pytest.raises(Killed):
-            _train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_minutes=0), lambda t: t.checkpoints.settle())
-    same(_train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_minutes=0))[0], whole(attack)[0])
+            _train(
+                monkeypatch,
+                job_of(data, tmp_path, attack, checkpoint_interval_s=0),
+                lambda t: t.checkpoints.wait_until_written(),
+            )
+    same(_train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_interval_s=0))[0], whole(attack)[0])
 
 
 @pytest.mark.parametrize("attack", ["clean", "adversarial"])
 @pytest.mark.parametrize("disk", ["kept", "new"])
 def test_killed_while_a_checkpoint_is_uploaded(data, whole, tmp_path, monkeypatch, attack, disk):
-    """The process dies in the middle of the third copy; on a new disk only the copy before is left."""
+    """The process dies in the middle of the third copy; on a new disk only the previous copy is left."""
     plain, copies = Run.save, []
 
     def dies(run, local, artifact):
@@ -145,7 +148,7 @@ def test_killed_while_a_checkpoint_is_uploaded(data, whole, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Run, "save", dies)
         with pytest.raises(Killed):
-            _train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_minutes=0), _after_a_pause(ends_with_it))
+            _train(monkeypatch, job_of(data, tmp_path, attack, checkpoint_interval_s=0), _after_the_copy(ends_with_it))
     if disk == "new":
         shutil.rmtree(tmp_path / "work")
     steps = []
@@ -154,11 +157,12 @@ def test_killed_while_a_checkpoint_is_uploaded(data, whole, tmp_path, monkeypatc
     assert steps[0] > 0, "it went on and did not start over"
 
 
-def _after_a_pause(check):
-    """The copying thread has its turn before every step."""
+def _after_the_copy(check):
+    """Waits before every step until the newest checkpoint is written and its copy has ended."""
 
     def before_step(training):
-        training.checkpoints._hands.copy.submit(lambda: None).result()
+        training.checkpoints.wait_until_written()  # only then is its copy in the copying thread's queue
+        training.checkpoints._threads.copy.submit(lambda: None).result()
         check(training)
 
     return before_step
@@ -179,23 +183,23 @@ def test_it_goes_on_with_the_threads_it_began_with(data, whole, tmp_path, monkey
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_a_request_to_end_during_a_probe_is_obeyed_at_once(data, whole, tmp_path, monkeypatch, epoch):
+def test_a_request_to_end_during_a_validation_is_obeyed_at_once(data, whole, tmp_path, monkeypatch, epoch):
     from components.train import loop
 
-    plain, probed = loop.probe, []
+    plain, validated = loop.validate_ema, []
 
-    def asked_meanwhile(model, batches, config, world, *, progress):
-        def told(images):
-            probed.append(images)
+    def asked_meanwhile(model, batches, config, distributed, *, progress):
+        def watched(images):
+            validated.append(images)
             if asking["training"].state.position.epoch == epoch - 1:
                 asking["training"].stop.received = signal.SIGTERM
             progress(images)
 
-        return plain(model, batches, config, world, progress=told)
+        return plain(model, batches, config, distributed, progress=watched)
 
     asking = {}
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "probe", asked_meanwhile)
+        patch.setattr(loop, "validate_ema", asked_meanwhile)
         with pytest.raises(Terminated):
             _train(monkeypatch, job_of(data, tmp_path, "clean"), lambda t: asking.update(training=t))
     state = json.loads(sorted((tmp_path / "work" / "checkpoints").glob("step-*/state.json"))[-1].read_text())
@@ -204,7 +208,7 @@ def test_a_request_to_end_during_a_probe_is_obeyed_at_once(data, whole, tmp_path
 
 
 def test_half_precision_with_a_loss_scaler_goes_on_exactly(data, tmp_path, monkeypatch):
-    """Its scale starts so high that the first steps overflow and are left out."""
+    """Its scale starts so high that the first steps overflow and are skipped."""
     from components.train import state
 
     scaler = torch.amp.GradScaler
@@ -212,8 +216,8 @@ def test_half_precision_with_a_loss_scaler_goes_on_exactly(data, tmp_path, monke
     torch.set_num_threads(1)
     change = {"precision": "fp16"}
     expected, result = _train(monkeypatch, job_of(data, tmp_path / "whole", "adversarial", **change))
-    assert expected.facts["scaler"]["scale"] < 2.0**40
-    first = expected.facts["history"][0]
+    assert expected.metadata["scaler"]["scale"] < 2.0**40
+    first = expected.metadata["history"][0]
     assert 0 < first["left_out"] <= 1
     with pytest.raises(Terminated):
         _train(monkeypatch, job_of(data, tmp_path, "adversarial", **change), _asked_to_stop_after(3))
@@ -246,13 +250,13 @@ def test_a_damaged_checkpoint_costs_work_but_no_bits(data, whole, tmp_path, monk
 
 
 def test_checkpoints_more_or_less_often_change_nothing(data, whole, tmp_path, monkeypatch):
-    often, _ = _train(monkeypatch, job_of(data, tmp_path, "clean", checkpoint_minutes=0))
+    often, _ = _train(monkeypatch, job_of(data, tmp_path, "clean", checkpoint_interval_s=0))
     assert len(list((tmp_path / "work" / "checkpoints").glob("step-*"))) == 2
     same(often, whole("clean")[0])
 
 
-def test_faithful_training_with_heavy_augmentation_goes_on_too(data, tmp_path, monkeypatch):
-    """Its erased pixels lie outside [0, 1]; what the attack makes of them does not."""
+def test_training_that_matches_the_released_code_with_heavy_augmentation_resumes_too(data, tmp_path, monkeypatch):
+    """Its erased pixels are outside [0, 1]; the adversarial ones are not."""
     from components.train import train_step
 
     seen, plain = [], train_step.find_adversarial
@@ -262,7 +266,7 @@ def test_faithful_training_with_heavy_augmentation_goes_on_too(data, tmp_path, m
         seen.append((images.aminmax(), found.x_adv.aminmax()))
         return found
 
-    change = {"faithful": True, "augment": "heavy", "mixup": 0.0, "cutmix": 0.0}
+    change = {"match_released_code": True, "augment": "heavy", "mixup": 0.0, "cutmix": 0.0}
     monkeypatch.setattr(train_step, "find_adversarial", watched)
     torch.set_num_threads(1)
     expected, _ = _train(monkeypatch, job_of(data, tmp_path / "whole", "adversarial", **change))
@@ -305,7 +309,7 @@ def test_what_the_stage_leaves(data, whole, tmp_path, monkeypatch):
     assert [entry["epoch"] for entry in history] == [1, 2]
     assert [train_step for train_step, _ in job.run.metrics] == [1, 2]
     assert result["held_out"] == 15
-    assert result["weights"]["rule"] == "best probe"
+    assert result["weights"]["rule"] == "best validation"
     assert result["clean_accuracy"] == history[result["weights"]["epoch"] - 1]["clean_accuracy"]
 
 
@@ -319,7 +323,7 @@ def test_held_out_images_are_never_trained_on(data, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Training, "_step", lambda self, batch: (seen.update(batch.indices.tolist()), plain(self, batch))[1]
     )
-    stage.work(job_of(data, tmp_path, "clean"), World())
+    stage.work(job_of(data, tmp_path, "clean"), Distributed())
     assert len(held) == 15
     assert not seen & set(held)
     assert seen <= set(train)

@@ -39,14 +39,14 @@ def killed_in_write(training):
 
     if training.state.position.step == 0:
         checkpoint_room.save_file = dies
-    training.checkpoints.settle()  # on a slow disk one checkpoint would last the whole training
+    training.checkpoints.wait_until_written()  # on a slow disk one checkpoint would last the whole training
 
 
 def killed_in_upload(training):
     """The leading worker dies while the second checkpoint is on its way to the store."""
     store = training.checkpoints
     if training.state.position.step == 0:
-        plain, copies = store._copies._upload, []
+        plain, copies = store._mirror._upload, []
 
         def dies(local, artifact):
             copies.append(artifact)
@@ -54,8 +54,9 @@ def killed_in_upload(training):
                 die()
             plain(local, artifact)
 
-        store._copies._upload = dies
-    store._hands.copy.submit(lambda: None).result()  # the copying thread has its turn before every step
+        store._mirror._upload = dies
+    store.wait_until_written()  # only then is its copy in the copying thread's queue
+    store._threads.copy.submit(lambda: None).result()
 
 
 INTERRUPTIONS = {
@@ -89,7 +90,7 @@ def whole(data, tmp_path_factory):
 @pytest.mark.parametrize("attack", ["clean", "adversarial"])
 def test_ends_with_the_same_bits(data, whole, tmp_path, attack, interruption):
     interrupt, victim, code = INTERRUPTIONS[interruption]
-    pair = Pair(data, tmp_path, attack, checkpoint_minutes=0)
+    pair = Pair(data, tmp_path, attack, checkpoint_interval_s=0)
     assert pair.run(interrupt, victim)[victim] == code
     assert pair.run() == [DONE, DONE]
     same(pair.final(), whole(attack))
@@ -123,7 +124,7 @@ def test_goes_on_with_another_number_of_workers(data, whole, tmp_path, monkeypat
         final = pair.final()
     said = capfd.readouterr().err
     assert said.count(f"had {begins_with} workers so far and goes on with {3 - begins_with}") == 1
-    for one, two in zip(final.facts["history"], whole("adversarial").facts["history"], strict=True):
+    for one, two in zip(final.metadata["history"], whole("adversarial").metadata["history"], strict=True):
         assert (one["step"], one["lr"]) == (two["step"], two["lr"])
         for figure in ("loss", "grad_norm", "attack_gain"):
             assert one[figure] == pytest.approx(two[figure], rel=1e-3), figure
@@ -138,7 +139,7 @@ def test_two_workers_compute_what_one_does_but_for_rounding(data, whole, tmp_pat
     torch.set_num_threads(1)
     alone, _ = _train(monkeypatch, job_of(data, tmp_path, "adversarial"))
     together = whole("adversarial")
-    for one, two in zip(alone.facts["history"], together.facts["history"], strict=True):
+    for one, two in zip(alone.metadata["history"], together.metadata["history"], strict=True):
         for figure in ("loss", "grad_norm", "attack_gain"):
             assert two[figure] == pytest.approx(one[figure], rel=1e-4), figure
         assert two["lr"] == one["lr"]

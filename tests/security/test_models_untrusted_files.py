@@ -25,7 +25,7 @@ class _Harm:
 def test_a_pickle_is_not_executed(tmp_path, write):
     path, sign = tmp_path / "mine.pt", tmp_path / "executed"
     write({"base_model.stem.weight": torch.zeros(1), "x": _Harm(sign)}, path)
-    with pytest.raises(UserError, match="no readable file of plain weights"):
+    with pytest.raises(UserError, match="not a readable file of plain weights"):
         load_published(path, name="convnext_micro", stem="conv")
     assert not sign.exists()
 

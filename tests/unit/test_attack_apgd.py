@@ -54,11 +54,11 @@ def batch():
 
 
 @pytest.mark.parametrize(
-    ("form", "steps", "forwards", "backwards"),
+    ("return_iterate", "steps", "forwards", "backwards"),
     [("best", 2, 3, 2), ("last", 2, 2, 2), ("best", 1, 2, 1), ("best", 3, 4, 3)],
 )
-def test_pass_counts(model, batch, form, steps, forwards, backwards):
-    apgd(model, *batch, norm="Linf", eps=0.1, steps=steps, form=form)
+def test_pass_counts(model, batch, return_iterate, steps, forwards, backwards):
+    apgd(model, *batch, norm="Linf", eps=0.1, steps=steps, return_iterate=return_iterate)
     assert (model.forwards, model.backwards) == (forwards, backwards)
     assert model.graphs == backwards, "the selecting forward must build no graph"
 
@@ -119,8 +119,8 @@ def _sizes(norm, delta):
 
 
 @pytest.mark.parametrize("norm", RADII)
-@pytest.mark.parametrize("form", ["best", "last"])
-def test_a_start_outside_the_ball_is_brought_in(batch, norm, form):
+@pytest.mark.parametrize("return_iterate", ["best", "last"])
+def test_a_start_outside_the_ball_is_brought_in(batch, norm, return_iterate):
     """Also where the start is the best of all points: the loss falls away from it in every direction."""
 
     class Peak(nn.Module):
@@ -131,7 +131,16 @@ def test_a_start_outside_the_ball_is_brought_in(batch, norm, form):
     x = batch[0]
     far = (x + torch.randn(x.shape, generator=torch.Generator().manual_seed(5))).clamp(0, 1)
     eps = RADII[norm] / 100
-    found = apgd(Peak(), x, torch.zeros(6, dtype=torch.long), norm=norm, eps=eps, steps=2, form=form, start=far)
+    found = apgd(
+        Peak(),
+        x,
+        torch.zeros(6, dtype=torch.long),
+        norm=norm,
+        eps=eps,
+        steps=2,
+        return_iterate=return_iterate,
+        start=far,
+    )
     assert float(_sizes(norm, far - x).min()) > 10 * eps
     assert float(_sizes(norm, found.x_adv - x).max()) <= eps * (1 + 1e-5)
     assert float(found.x_adv.min()) >= 0
@@ -155,7 +164,7 @@ def test_the_released_code_leaves_erased_pixels_alone(model, batch):
     near = (x >= 0) & (x <= 1)
     assert int(beyond.sum()) > 50
     given, clamped = (
-        apgd(model, x, y, norm="Linf", eps=0.1, steps=3, centre=centre, form="last").x_adv
+        apgd(model, x, y, norm="Linf", eps=0.1, steps=3, centre=centre, return_iterate="last").x_adv
         for centre in ("given", "clamped")
     )
     assert torch.equal(given[beyond], x.clamp(0, 1)[beyond])
@@ -181,7 +190,7 @@ def _inner(batch):
 
 def test_first_step_moves_every_entry_by_eps(model, batch):
     x, y = _inner(batch)
-    delta = apgd(model, x, y, norm="Linf", eps=0.1, steps=1, form="last").x_adv - x
+    delta = apgd(model, x, y, norm="Linf", eps=0.1, steps=1, return_iterate="last").x_adv - x
     moved = delta.abs()
     assert bool(((moved < 1e-6) | ((moved - 0.1).abs() < 1e-6)).all())
     assert float((moved > 0).float().mean()) > 0.99
@@ -189,8 +198,8 @@ def test_first_step_moves_every_entry_by_eps(model, batch):
 
 def test_second_step_puts_flipped_entries_at_a_quarter_of_eps(model, batch):
     x, y = _inner(batch)
-    first = apgd(model, x, y, norm="Linf", eps=0.1, steps=1, form="last").x_adv - x
-    second = apgd(model, x, y, norm="Linf", eps=0.1, steps=2, form="last").x_adv - x
+    first = apgd(model, x, y, norm="Linf", eps=0.1, steps=1, return_iterate="last").x_adv - x
+    second = apgd(model, x, y, norm="Linf", eps=0.1, steps=2, return_iterate="last").x_adv - x
     flipped = (second * first.sign()) < 0
     assert int(flipped.sum()) > 0
     torch.testing.assert_close(second[flipped], -0.25 * first[flipped], atol=1e-6, rtol=0)
@@ -225,7 +234,9 @@ def test_sparse_sign_keeps_the_largest_entries():
     torch.testing.assert_close(step.flatten()[9:], torch.tensor([-1, 1, -1]) / 3)
 
 
-@pytest.mark.parametrize("change", [{"norm": "L3"}, {"steps": 0}, {"eps": 0.0}, {"form": "middle"}, {"centre": "left"}])
+@pytest.mark.parametrize(
+    "change", [{"norm": "L3"}, {"steps": 0}, {"eps": 0.0}, {"return_iterate": "middle"}, {"centre": "left"}]
+)
 def test_refuses_nonsense(model, batch, change):
     with pytest.raises(ValueError, match=str(next(iter(change.values())))):
         apgd(model, *batch, **{"norm": "Linf", "eps": 0.1, "steps": 2, **change})

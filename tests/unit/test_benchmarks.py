@@ -24,7 +24,7 @@ ALL = Levers(True, True, True, True, True, True, True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["adversarial_step", "train_overhead", "second_run"])
+@pytest.mark.parametrize("script", ["adversarial_step", "data_loader", "train_overhead", "second_run"])
 def test_quick_run_prints_the_agreed_keys(script):
     command = [sys.executable, f"benchmarks/{script}.py", "--json", "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)

@@ -73,7 +73,7 @@ def test_the_launcher_reads_the_config_map(folder: str) -> None:
 
 
 def test_the_role_grants_exactly_the_launchers_calls() -> None:
-    asked: set[tuple[str, str]] = set()
+    requested: set[tuple[str, str]] = set()
     lines = ["2026-11-22T10:00:00Z hello"]
     good = Cluster(on_create=script(("Running", "RUNNING"), ("Complete", "SUCCEEDED"), pause=0.4))
     good.on_pods = submitter(lines)
@@ -88,8 +88,8 @@ def test_the_role_grants_exactly_the_launchers_calls() -> None:
     with connected(left) as api:
         cancel(MINE.run_id, namespace=MINE.namespace, timing=MINE.timing, api=api)
     for cluster in (good, bad, left):
-        asked |= set(cluster.asked)
-    assert asked == role()
+        requested |= set(cluster.requests)
+    assert requested == role()
 
 
 def test_the_sample_is_rendered_by_the_launcher() -> None:

@@ -87,10 +87,12 @@ def test_an_epoch_goes_on_at_any_batch(encoded: Encoded) -> None:
         assert contents(encoded.open(drop_last=False).epoch(4, start)) == whole[start:]
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_share_the_global_batches(encoded: Encoded, world: int) -> None:
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_the_global_batches(encoded: Encoded, world_size: int) -> None:
     whole = list(encoded.open(drop_last=False).epoch(1))
-    ranks = [list(encoded.open(drop_last=False, rank=rank, world_size=world).epoch(1)) for rank in range(world)]
+    ranks = [
+        list(encoded.open(drop_last=False, rank=rank, world_size=world_size).epoch(1)) for rank in range(world_size)
+    ]
     for k, batch in enumerate(whole):
         parts = [part[k] for part in ranks]
         assert np.array_equal(np.concatenate([part.images for part in parts]), batch.images)

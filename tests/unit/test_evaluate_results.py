@@ -7,7 +7,7 @@ import pytest
 
 from components.evaluate.config import Threat
 from components.evaluate.results import Subject, worst_case_rows
-from components.models.card import ModelCard
+from components.models.weights import ModelCard
 
 
 def outcome(norm, eps, pattern, attack="apgd-ce"):

@@ -3,15 +3,13 @@
 import json
 
 import pytest
-import torch
 from PIL import Image
 
 import components.models  # noqa: F401
 from components.errors import UserError
 from components.evaluate import pyautoattack_adapter, unit_worker
-from components.models.build import build_model
-from components.models.card import ModelCard
-from components.models.weights import save_model
+from components.store.tracking import Tracking
+from tests.digits_model import ENCODE, PRETRAIN, fit
 
 KEYS = [
     "kind",
@@ -49,45 +47,12 @@ def _quick(monkeypatch):
 
 @pytest.fixture
 def digits(run_stage):
-    return run_stage(
-        "encode",
-        {"source": "digits", "max_short_side": 32, "mode": "raw", "max_train_images": 40, "max_val_images": 40},
-        name="digits",
-    )
+    return run_stage("encode", ENCODE, name="digits")
 
 
 @pytest.fixture
 def trained(run_stage, digits):
-    """A model that knows digits a little: a closed-form last layer on random features."""
-
-    def fit(job):
-        from components.data.loader import open_loader
-        from components.data.manifest import read_manifest
-
-        manifest = read_manifest(job.inputs["data"].path("manifest.json"))
-        torch.manual_seed(0)
-        model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, normalize=None).eval()
-        loader = open_loader(manifest, "val", job.objects, batch_size=40, resolution=32, seed=0, train=False)
-        with loader.epoch(0) as epoch, torch.no_grad():
-            batch = next(iter(epoch))
-            features = model.forward_head(
-                model.forward_features(torch.from_numpy(batch.images).permute(0, 3, 1, 2) / 255), pre_logits=True
-            )
-            onehot = torch.nn.functional.one_hot(torch.from_numpy(batch.labels), 10).float()
-            weights = torch.linalg.lstsq(
-                torch.cat([features, torch.ones(len(features), 1)], 1), onehot, driver="gelsd"
-            ).solution
-            model.head.fc.weight.copy_(weights[:-1].T)
-            model.head.fc.bias.copy_(weights[-1])
-        card = ModelCard(
-            name="convnext_micro", stem="conv", num_classes=10, resolution=32, classes=manifest.classes, crop_ratio=1.0
-        )
-        save_model(job.run.workdir / "model", model, card)
-        job.run.save(job.run.workdir / "model", "model")
-        return {}
-
-    config = {"data": "digits", "init": "random", "model": {"name": "convnext_micro"}, "resolution": 32}
-    return run_stage("pretrain", config, {"data": digits}, name="net", function=fit)
+    return run_stage("pretrain", PRETRAIN, {"data": digits}, name="net", function=fit)
 
 
 def evaluated(run_stage, trained, digits, kind="evaluate", **changes):
@@ -99,8 +64,9 @@ def read(stage, name):
     return json.loads(stage.path(f"results/{name}.json").read_text())
 
 
-def test_results_verdicts_and_gallery(run_stage, trained, digits):
+def test_results_verdicts_and_gallery(run_stage, trained, digits, storage):
     stage = evaluated(run_stage, trained, digits)
+    assert Tracking(storage).client.get_run(stage.run_id).data.params["jpeg_decoder"] == "none"
     found, images = read(stage, "results"), read(stage, "verdicts")["resolutions"][0]["images"]
     first, second = found["rows"]
     assert [list(row)[: len(KEYS)] for row in found["rows"]] == [KEYS, KEYS]

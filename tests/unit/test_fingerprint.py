@@ -5,8 +5,9 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
-from components.fingerprint import canonical_json, fingerprint, fingerprinted
+from components.fingerprint import NO_FINGERPRINT, WHEN_SET, canonical_json, fingerprint, fingerprinted
 from pipeline.plan import fingerprints
 from pipeline.recipe import build
 from tests.recipes import small
@@ -61,8 +62,33 @@ def test_fields_without_influence_are_left_out():
     config = build(small()).stages["pretrain"].config
     kept = fingerprinted(config)
     assert "epochs" in kept
-    assert not {"workers", "loader", "threads"} & set(kept)
+    assert not {"num_workers", "loader", "num_threads"} & set(kept)
     assert "data" not in fingerprinted(config, without=frozenset({"data"}))
+
+
+class Inner(BaseModel):
+    kept: int = 1
+    log_interval: int = Field(10, json_schema_extra=NO_FINGERPRINT)
+    added_later: int = Field(0, json_schema_extra=WHEN_SET)
+
+
+class Outer(BaseModel):
+    one: Inner = Inner()
+    several: tuple[Inner, ...] = (Inner(),)
+    named: dict[str, Inner] = {"a": Inner()}
+
+
+@pytest.mark.parametrize("place", ["one", "several", "named"])
+def test_fields_are_left_out_at_any_depth(place):
+    def outer(**changes):
+        inner = Inner(**changes)
+        return Outer(**{place: {"one": inner, "several": (inner,), "named": {"a": inner}}[place]})
+
+    kept = {"kept": 1}
+    assert fingerprinted(Outer()) == {"one": kept, "several": [kept], "named": {"a": kept}}
+    assert fingerprinted(outer(log_interval=20)) == fingerprinted(Outer())
+    assert fingerprinted(outer(kept=2)) != fingerprinted(Outer())
+    assert fingerprinted(outer(added_later=3)) != fingerprinted(Outer())
 
 
 def prints(tmp_path, **stages):
@@ -73,7 +99,7 @@ def test_only_dependent_stages_change(tmp_path):
     base = prints(tmp_path)
     changed = prints(tmp_path, adversarial={"epochs": 3})
     assert {name for name in base if base[name] != changed[name]} == {"adversarial", "evaluate"}
-    assert prints(tmp_path, pretrain={"workers": 2}) == base
+    assert prints(tmp_path, pretrain={"num_workers": 2}) == base
     everything = prints(tmp_path, digits={"max_short_side": 28})
     assert all(base[name] != everything[name] for name in base)
 

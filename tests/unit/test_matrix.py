@@ -25,7 +25,7 @@ stages:
     warmup_epochs: 1
     model: {name: convnext_micro, stem: "{stem}"}
     attack: "{threat}"
-    probe: {eps: "{threat.eps}"}
+    validation: {eps: "{threat.eps}"}
   evaluate-{stem}-{threat}: {model: "adversarial-{stem}-{threat}", threats: ["{threat}"]}
 """
 
@@ -59,7 +59,7 @@ def test_a_whole_placeholder_is_the_value_and_one_inside_a_text_the_label():
     made = stages["adversarial-c-l2"]
     assert made["model"]["stem"] == "conv"
     assert made["attack"] == {"norm": "L2", "eps": 1.5}
-    assert made["probe"]["eps"] == 1.5
+    assert made["validation"]["eps"] == 1.5
     assert stages["evaluate-p-linf"] == {"model": "adversarial-p-linf", "threats": [{"norm": "Linf", "eps": "8/255"}]}
 
 

@@ -1,4 +1,4 @@
-"""Building by name: seeds, the normaliser, pretrained tags, and what is refused."""
+"""Building by name: seeds, the normaliser, pretrained tags, refused options, and the published sizes and costs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from components.models import (
     build_model,
     check_imagenet1k_tag,
     find_stem,
+    forward_macs,
     network,
     stem_prefix,
     tag_normalize,
@@ -80,8 +81,8 @@ def test_there_is_no_stochastic_depth_unless_asked_for(name):
     ("options", "message"),
     [
         ({"name": "convnext_tinny"}, "did you mean 'convnext_tiny'"),
-        ({"name": "convnext_tiny_cvst"}, "Write name 'convnext_tiny' and stem 'conv'"),
-        ({"stem": "convstem"}, "model.stem: no such stem"),
+        ({"name": "convnext_tiny_cvst"}, "write name 'convnext_tiny' and stem 'conv'"),
+        ({"stem": "convstem"}, "model.stem: there is no such stem"),
         ({"num_classes": 0}, "num_classes"),
         ({"resolution": 16}, "resolution: .* at least 32"),
         ({"name": "vit_small", "resolution": 100}, "a multiple of 16"),
@@ -91,11 +92,11 @@ def test_there_is_no_stochastic_depth_unless_asked_for(name):
         ({"checkpoint_path": "weights.pt"}, "no such option"),
         ({"pretrained_cfg_overlay": {"file": "weights.pt"}}, "no such option"),
         ({"pretrained": "fb_in1k"}, "no such weights"),
-        ({"name": "vit_small", "pretrained": "fb_in22k"}, "Known are fb_in1k"),
+        ({"name": "vit_small", "pretrained": "fb_in22k"}, "use one of: fb_in1k"),
         ({"name": "vit_small", "pretrained": "vit_small_patch16_224.augreg_in1k"}, "no such weights"),
     ],
 )
-def test_what_cannot_be_built_is_said_in_one_line(options, message):
+def test_options_that_cannot_be_built_are_one_line(options, message):
     with torch.device("meta"), pytest.raises(UserError, match=message) as error:
         build_model(**{"name": "convnext_micro", "num_classes": 4, **options})
     assert "\n" not in str(error.value)
@@ -136,13 +137,13 @@ def test_a_tag_at_another_resolution_is_resampled(local_deit):
     assert torch.equal(model.pos_embed[:, 0], local_deit["pos_embed"][:, 0])
 
 
-def test_weights_that_cannot_be_fetched_are_one_clear_message(tmp_path, monkeypatch):
+def test_weights_that_cannot_be_loaded_are_one_clear_message(tmp_path, monkeypatch):
     tag = "deit_small_patch16_224.fb_in1k"
     absent = dataclasses.replace(
         timm.get_pretrained_cfg(tag), file=str(tmp_path / "absent.safetensors"), url="", hf_hub_id=None
     )
     monkeypatch.setitem(registry._model_pretrained_cfgs, tag, absent)
-    with pytest.raises(UserError, match="could not be had"):
+    with pytest.raises(UserError, match="could not be loaded"):
         build_model("vit_small", pretrained="fb_in1k", depth=1)
 
 
@@ -200,3 +201,70 @@ def test_a_model_can_be_copied():
     model = _micro(normalize="imagenet")
     images = torch.rand(1, 3, 32, 32)
     assert torch.equal(copy.deepcopy(model)(images), model(images))
+
+
+PARAMETERS = {
+    "convnext_iso": ({}, 22_308_712, 23_035_624),
+    "convnext_iso, width 432": ({"dim": 432}, 28_083_160, 28_791_640),
+    "convnext_tiny": ({}, 28_589_128, 28_627_432),
+    "convnext_small": ({}, 50_223_688, 50_261_992),
+    "convnext_base": ({}, 88_591_464, 88_753_416),
+    "convnext_large": ({}, 197_767_336, 198_134_680),
+    "vit_small": ({}, 22_050_664, 22_777_576),
+    "vit_medium": ({}, 38_849_512, 39_527_272),
+    "vit_base": ({}, 86_567_656, 87_147_112),
+}
+
+
+def _count(name: str, **options) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(name, **options).parameters())
+
+
+@pytest.mark.parametrize("label", PARAMETERS)
+def test_parameters_of_the_papers_networks(label):
+    kwargs, patch, conv = PARAMETERS[label]
+    name = label.partition(",")[0]
+    assert _count(name, stem="patch", **kwargs) == patch
+    assert _count(name, stem="conv", **kwargs) == conv
+
+
+def test_parameters_of_the_small_network():
+    assert _count("convnext_micro", stem="patch", num_classes=10) == 340_378
+    # 3 -> 16 -> 32 with norms, less the 4x4 patches with theirs.
+    conv_stem = (3 * 9 * 16 + 16) + 2 * 16 + (16 * 9 * 32 + 32) + 2 * 32
+    assert _count("convnext_micro", stem="conv", num_classes=10) == 340_378 + conv_stem - (3 * 16 * 32 + 32 + 2 * 32)
+
+
+# (network, resolution, PatchStem, ConvStem) in 10^9; fvcore's count, which holds norms and activations too (+0.3 %).
+GIGA_MACS = [
+    ("convnext_iso", 224, 4.293, 4.671),
+    ("convnext_tiny", 224, 4.470, 4.601),
+    ("convnext_tiny", 384, None, 13.52),
+    ("convnext_small", 224, 8.705, 8.836),
+    ("convnext_base", 256, None, 20.77),
+    ("convnext_large", 224, 34.405, 35.576),
+    ("vit_small", 224, 4.608, 4.986),
+    ("vit_small", 288, None, 8.61),
+    ("vit_medium", 224, 8.004, 8.372),
+    ("vit_base", 224, 17.583, 17.931),
+]
+
+
+@pytest.mark.parametrize(("name", "resolution", "patch", "conv"), GIGA_MACS)
+def test_macs_of_the_papers_networks(name, resolution, patch, conv):
+    for stem, expected in (("patch", patch), ("conv", conv)):
+        if expected is not None:
+            with torch.device("meta"):
+                model = build_model(name, stem=stem, resolution=resolution)
+            assert forward_macs(model, resolution) / 1e9 == pytest.approx(expected, rel=4e-3)
+
+
+def test_macs_of_a_stem_by_hand_and_the_model_is_unchanged():
+    with_patch, with_conv = (
+        build_model("convnext_micro", stem=stem, normalize="imagenet") for stem in ("patch", "conv")
+    )
+    before = {name: tensor.clone() for name, tensor in with_conv.named_parameters()}
+    by_hand = 16 * 16 * 27 * 16 + 8 * 8 * 144 * 32 - 8 * 8 * 48 * 32
+    assert forward_macs(with_conv, 32) - forward_macs(with_patch, 32) == by_hand
+    assert all(torch.equal(tensor, before[name]) for name, tensor in with_conv.named_parameters())

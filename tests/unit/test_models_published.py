@@ -145,7 +145,7 @@ def test_a_normaliser_where_there_should_be_none_is_refused(tmp_path):
 
 
 def test_an_unknown_file_needs_a_name(micro):
-    with pytest.raises(UserError, match="Give name and stem"):
+    with pytest.raises(UserError, match="give name and stem"):
         load_published(micro())
 
 

@@ -49,7 +49,7 @@ print("untouched", len(before[0]))
 """
 
 
-def test_timms_own_networks_stay_as_they_are():
+def test_timms_own_networks_stay_unchanged():
     run = subprocess.run([sys.executable, "-c", REGISTRY_UNTOUCHED], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout.split()[-1]) > 1000
@@ -60,7 +60,7 @@ def test_the_names_are_those_of_the_design():
 
 
 @pytest.mark.parametrize("name", [*CVST, "convnext_iso", "convnext_micro"])
-def test_timm_creates_it_and_says_how_it_wants_its_images(name):
+def test_timm_creates_it_with_the_right_data_config(name):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=7)
     side = 32 if "micro" in name else 224

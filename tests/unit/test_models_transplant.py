@@ -1,4 +1,4 @@
-"""Weights from one stage into the next one's network: what is copied, what is fresh, what is refused."""
+"""Weights from one stage into the next one's network: copied tensors, initial values that stay, and refusals."""
 
 from __future__ import annotations
 

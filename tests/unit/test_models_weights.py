@@ -92,7 +92,7 @@ def test_a_save_that_breaks_off_leaves_no_model(saved, monkeypatch):
     monkeypatch.setattr("components.models.weights.save_file", full)
     with pytest.raises(UserError, match=r"could not be saved.*No space left"):
         save_model(saved, _model(seed=1), CARD)
-    with pytest.raises(UserError, match=r"no readable model.json"):
+    with pytest.raises(UserError, match=r"model.json cannot be read"):
         load_model(saved)
     assert [path.name for path in saved.iterdir()] == ["weights.safetensors"]
 
@@ -169,7 +169,7 @@ def test_a_broken_card_is_refused(saved, text):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no readable model.json"):
+    with pytest.raises(UserError, match=r"model.json cannot be read"):
         load_model(tmp_path / "absent")
 
 

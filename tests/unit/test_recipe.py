@@ -36,6 +36,7 @@ def test_every_recipe_of_the_project_loads_and_names_itself(name):
             small(adversarial={"init": "pretran"}),
             "stages.adversarial.init: this stage needs one that is missing, did you mean 'pretrain'?",
         ),
+        (small(adversarial={"init": "adversarial"}), "stages.adversarial.init: a stage cannot need itself"),
         (small(adversarial={"data": "pretrain"}), "needs another kind of stage than pretrain"),
         (small(adversarial={"label_smoothing": 0.7}), "stages.adversarial.label_smoothing"),
         (small(pretrain={"kind": "pretraim"}), "stages.pretrain.kind: unknown kind of stage, did you mean 'pretrain'?"),
@@ -130,37 +131,44 @@ def test_override_mistakes(tmp_path, override, said):
         load(str(path), [override])
 
 
-def faithful_of(recipe):
-    return {name: stage.config.faithful for name, stage in recipe.stages.items() if hasattr(stage.config, "faithful")}
+def matching_stages(recipe):
+    return {
+        name: stage.config.match_released_code
+        for name, stage in recipe.stages.items()
+        if hasattr(stage.config, "match_released_code")
+    }
 
 
-def test_one_switch_makes_every_training_stage_faithful():
-    recipe = load("convnext-tiny-cvst", ["faithful=true"])
+def test_one_switch_makes_every_training_stage_match_the_released_code():
+    recipe = load("convnext-tiny-cvst", ["match_released_code=true"])
     trained = ["pretrain", "convstem", "adversarial", "radius-8", "radius-l2", "radius-l1"]
-    assert faithful_of(recipe) == dict.fromkeys(trained, True)
-    assert recipe.resolved()["faithful"] is True
-    assert recipe.resolved()["stages"]["radius-8"]["faithful"] is True
-    assert faithful_of(load("convnext-tiny-cvst")) == dict.fromkeys(trained, False)
+    assert matching_stages(recipe) == dict.fromkeys(trained, True)
+    assert recipe.resolved()["match_released_code"] is True
+    assert recipe.resolved()["stages"]["radius-8"]["match_released_code"] is True
+    assert matching_stages(load("convnext-tiny-cvst")) == dict.fromkeys(trained, False)
 
 
-def test_a_stage_says_itself_whether_it_is_faithful():
-    document = {**small(pretrain={"faithful": False}), "faithful": True}
-    assert faithful_of(build(document)) == {"pretrain": False, "adversarial": True}
-    assert faithful_of(build(small(pretrain={"faithful": True}))) == {"pretrain": True, "adversarial": False}
+def test_a_stage_can_set_for_itself_whether_it_matches_the_released_code():
+    document = {**small(pretrain={"match_released_code": False}), "match_released_code": True}
+    assert matching_stages(build(document)) == {"pretrain": False, "adversarial": True}
+    assert matching_stages(build(small(pretrain={"match_released_code": True}))) == {
+        "pretrain": True,
+        "adversarial": False,
+    }
 
 
 def test_the_switch_reaches_the_cells_of_a_matrix_and_their_fingerprints(tmp_path):
     from pipeline.plan import fingerprints
 
-    recipe = load("steps-small", ["faithful=true", "adversarial-3.faithful=false"])
-    assert faithful_of(recipe) == {
+    recipe = load("steps-small", ["match_released_code=true", "adversarial-3.match_released_code=false"])
+    assert matching_stages(recipe) == {
         "pretrain": True,
         "adversarial-1": True,
         "adversarial-2": True,
         "adversarial-3": False,
     }
     one_by_one = load(
-        "steps-small", [f"{stage}.faithful=true" for stage in ("pretrain", "adversarial-1", "adversarial-2")]
+        "steps-small", [f"{stage}.match_released_code=true" for stage in ("pretrain", "adversarial-1", "adversarial-2")]
     )
     assert fingerprints(recipe, tmp_path) == fingerprints(one_by_one, tmp_path)
     assert fingerprints(recipe, tmp_path) != fingerprints(load("steps-small"), tmp_path)

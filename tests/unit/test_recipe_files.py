@@ -72,7 +72,7 @@ def test_a_file_that_cannot_be_opened_is_said(tmp_path):
         ({**small(), 1: 2}, "1: "),
         ({**small(), "sources": {"seed": 3}}, "sources.seed: "),
         ({**small(), "sources": ["seed"]}, "sources: "),
-        ({**small(), "faithful": "perhaps"}, "faithful: "),
+        ({**small(), "match_released_code": "perhaps"}, "match_released_code: "),
     ],
 )  # fmt: skip
 def test_names_and_kinds_that_are_no_words_are_refused(document, said):
@@ -87,7 +87,7 @@ def test_names_and_kinds_that_are_no_words_are_refused(document, said):
         ("name: x\nstages: {1: {kind: encode, source: digits}}\n", "adversarial.lr=1", "--set: no stage or field"),
         ("name: x\nstages: [1]\n", "adversarial.lr=1", "--set: no stage or field"),
         (SMALL, "adversarial.attack={eps: 1/255, eps: 2/255}", "--set: the value is not YAML"),
-        (SMALL, "faithful=maybe", "faithful: "),
+        (SMALL, "match_released_code=maybe", "match_released_code: "),
     ],
 )
 def test_overrides_of_what_is_not_there_are_refused(tmp_path, content, given, said):

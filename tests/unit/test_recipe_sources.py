@@ -133,8 +133,8 @@ def test_the_longest_way_wins_then_name_kind_training_and_all():
     assert notes["adversarial.attack.eps"] == "of the attack"
     assert notes["adversarial-two.attack.eps"] == "of the radius"
     assert notes["adversarial-two.attack.norm"] == "of the attack"
-    assert notes["adversarial-two.flip"] == "of the stage"
-    assert notes["adversarial.flip"] == ""
+    assert notes["adversarial-two.hflip"] == "of the stage"
+    assert notes["adversarial.hflip"] == ""
     assert notes["adversarial.seed_offset"] == "of all"
 
 
@@ -143,10 +143,10 @@ def found_paths(found):
 
 
 def test_a_key_lists_stages_and_fields_with_commas():
-    found = shown(with_sources({"pretrain, adversarial.lr, probe.steps": "both"}))
+    found = shown(with_sources({"pretrain, adversarial.lr, validation.steps": "both"}))
     for stage in ("pretrain", "adversarial"):
         assert found[f"stages.{stage}.lr"][1] == "both"
-        assert found[f"stages.{stage}.probe.steps"][1] == "both"
+        assert found[f"stages.{stage}.validation.steps"][1] == "both"
     assert [note for _, note in found.values()].count("both") == 4
 
 

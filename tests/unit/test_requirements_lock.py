@@ -1,7 +1,8 @@
-"""The locked set of packages is whole: nothing that a locked package needs is left to whatever is there."""
+"""The lock agrees with pyproject.toml and is complete: no version is left to the day of the installation."""
 
 import importlib.metadata
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,18 @@ LOCKED = dict(
     if not line.startswith("#")
 )
 VERSIONS = {canonicalize_name(name): version for name, version in LOCKED.items()}
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+GROUPS = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
+
+
+@pytest.mark.parametrize("requirement", [one for group in GROUPS.values() for one in group])
+def test_what_the_project_asks_for_is_locked_in_a_version_that_it_accepts(requirement):
+    wanted = Requirement(requirement)
+    version = VERSIONS.get(canonicalize_name(wanted.name))
+    assert version is not None, "run: make lock"
+    assert wanted.specifier.contains(version, True)
 
 
 @pytest.mark.parametrize("name", sorted(LOCKED))

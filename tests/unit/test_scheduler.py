@@ -155,7 +155,7 @@ def test_one_stage_at_a_time_where_it_needs_a_ray_or_a_gpu(monkeypatch):
     monkeypatch.setattr(module, "num_gpus", lambda: 0)
     assert max_parallel(recipe()) == 2
     assert max_parallel(recipe(), jobs=5) == 5
-    assert max_parallel(recipe(adversarial={"workers": 2})) == 1
+    assert max_parallel(recipe(adversarial={"num_workers": 2})) == 1
     monkeypatch.setattr(module, "num_gpus", lambda: 1)
     assert max_parallel(recipe()) == 1
     monkeypatch.setattr(module, "num_gpus", lambda: 0)

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from components.errors import UserError
-from components.files import FileDigest
+from components.files import FileDigest, digest_file
 from components.store.execute import execute
 from components.store.objects import ObjectStore
 from components.store.spec import ParentRef, StageSpec
@@ -94,6 +95,42 @@ def test_reader_refuses_a_changed_output(tracking, spec, storage):
         read.path("sub/numbers.json")
     with pytest.raises(UserError, match="missing"):
         read.path("nothing.json")
+
+
+def test_a_manifest_that_was_changed_together_with_its_file_is_refused(tracking, spec, storage):
+    """For artifacts that are not in a local folder, the manifest's own sha256 is the only check."""
+    execute(spec, storage, work)
+    artifacts = tracking.artifacts(tracking.client.get_run(spec.run_id))
+    output, manifest = artifacts.folder / "sub/numbers.json", artifacts.folder / "manifest-of-outputs.json"
+    before = digest_file(output)
+    output.write_text("[1, 2, 4]")
+    manifest.write_text(manifest.read_text().replace(before.sha256, digest_file(output).sha256))
+    assert artifacts.manifest()["sub/numbers.json"] == digest_file(output)
+    found = tracking.find(PRINT)
+    assert (found.state, found.reason) == ("absent", "its manifest has been changed")
+
+
+def test_a_file_that_is_not_in_the_manifest_is_refused(tracking, spec, storage):
+    execute(spec, storage, work)
+    read = tracking.finished(parent(spec), "init")
+    (read.artifacts.folder / "sub/extra.json").write_text("{}")
+    with pytest.raises(UserError, match=r"the output sub/extra\.json is not in its manifest"):
+        read.path("sub")
+
+
+def test_a_run_is_marked_complete_before_mlflow_ends_it_and_after_its_manifest(tracking, spec, storage, monkeypatch):
+    """MLflow may say FINISHED only of a run that is complete; killed in between, the run is complete and RUNNING."""
+    states = []
+    plain = MlflowClient.set_terminated
+
+    def recorded(client, run_id, status):
+        run = client.get_run(run_id)
+        states.append((status, run.data.tags["stage_state"], "manifest_sha256" in run.data.tags))
+        plain(client, run_id, status)
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", recorded)
+    execute(spec, storage, work)
+    assert states == [("FINISHED", "complete", True)]
 
 
 def test_failed_stage_says_why_and_is_continued(tracking, spec, storage):

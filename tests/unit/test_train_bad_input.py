@@ -14,7 +14,7 @@ from tests.small_training import NETWORK, SMALL
 
 def _pretrain(tag, **change):
     return PretrainConfig.model_validate(
-        {"data": "imagenet", "init": f"timm:{tag}", "init_data": "imagenet-1k", **change}
+        {"data": "imagenet", "init": f"timm:{tag}", "pretrained_data": "imagenet-1k", **change}
     )
 
 
@@ -36,12 +36,12 @@ def test_weights_of_imagenet_1k_are_taken(tag):
 def test_weights_of_other_data_are_refused_with_the_nearest_that_fit(tag, near):
     with pytest.raises(ValidationError) as caught:
         _pretrain(tag)
-    for part in ("init", tag, "ImageNet-1k", near, "init_data: any"):
+    for part in ("init", tag, "ImageNet-1k", near, "pretrained_data: any"):
         assert part in str(caught.value)
 
 
 def test_other_data_is_taken_where_the_recipe_does_not_mind():
-    assert _pretrain("fb_in22k", init_data="any").init == "timm:fb_in22k"
+    assert _pretrain("fb_in22k", pretrained_data="any").init == "timm:fb_in22k"
 
 
 @pytest.fixture
@@ -134,15 +134,17 @@ def test_a_tag_brings_its_own_normaliser(monkeypatch, tag, mean):
     assert _of_tag(monkeypatch, tag, epochs=20)["normalize"] is None
 
 
-def test_the_best_of_no_probes_is_refused_when_none_can_be_held_out():
+def test_the_best_of_no_validations_is_refused_when_none_can_be_held_out():
     """A tenth of nine images is none."""
-    config = PretrainConfig(data="digits", batch_size=2, select="best")
-    with pytest.raises(UserError, match=r"probe\.fraction.*of 9 training images none.*got 0\.1.*select: last"):
+    config = PretrainConfig(data="digits", batch_size=2, keep_weights="best")
+    with pytest.raises(
+        UserError, match=r"validation\.fraction.*of 9 training images none.*got 0\.1.*keep_weights: last"
+    ):
         describe_split([], 9, config, seed=0)
     assert describe_split([3], 10, config, seed=0)["images"] == 1
-    assert describe_split([], 9, config.model_copy(update={"select": "last"}), seed=0)["images"] == 0
+    assert describe_split([], 9, config.model_copy(update={"keep_weights": "last"}), seed=0)["images"] == 0
 
 
 def test_radii_of_other_norms_are_checked():
-    with pytest.raises(ValidationError, match=r"probe.other_norms.Linf.*got 4.0.*4/255"):
-        PretrainConfig.model_validate({"data": "digits", "probe": {"other_norms": {"Linf": 4}}})
+    with pytest.raises(ValidationError, match=r"validation.extra_norms.Linf.*got 4.0.*4/255"):
+        PretrainConfig.model_validate({"data": "digits", "validation": {"extra_norms": {"Linf": 4}}})

@@ -34,7 +34,7 @@ def test_a_signal_and_its_echo_are_one_request(now):
             signal.raise_signal(signal.SIGTERM)
         assert stop.received == signal.SIGTERM
         with pytest.raises(Terminated):
-            stop.obey()
+            stop.raise_if_requested()
 
 
 def test_a_later_second_signal_acts_as_before(now):
@@ -51,4 +51,4 @@ def test_outside_everything_is_as_before(now):
     with pytest.raises(Insisted):
         signal.raise_signal(signal.SIGTERM)
     assert stop.received is None
-    stop.obey()
+    stop.raise_if_requested()

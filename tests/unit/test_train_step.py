@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from components.attack.apgd import apgd
 from components.train.seeds import derive, row_noise, seed_step
-from components.train.train_step import Precision, Threat, find_adversarial, train_step
+from components.train.train_step import AttackSettings, Precision, find_adversarial, train_step
 
 CPU = Precision("cpu")
 
@@ -59,7 +59,7 @@ def test_adversarial_step_updates_on_adversarial_images_only(setting):
     model, x, _ = setting
     soft = torch.softmax(torch.randn(8, 4), 1)
     found = apgd(copy.deepcopy(model), x, soft, norm="Linf", eps=0.1, steps=2)
-    weights, outcome = _step(model, x, soft, threat=Threat("Linf", 0.1, 2))
+    weights, outcome = _step(model, x, soft, attack=AttackSettings("Linf", 0.1, 2))
     _close(weights, _after(model, lambda m: F.cross_entropy(m(found.x_adv), soft)))
     loss, gained, flipped = outcome.sums.tolist()
     assert loss == pytest.approx(float(found.loss.sum()), rel=1e-5)
@@ -81,7 +81,9 @@ def test_trades_step(setting):
         p, q = F.log_softmax(m(x), 1), F.log_softmax(m(found.x_adv), 1)
         return F.nll_loss(p, y) + 4.0 * F.kl_div(q, p, reduction="batchmean", log_target=True)
 
-    weights, outcome = _step(model, x, y, threat=Threat("Linf", 0.1, 3, loss="trades", beta=4.0), noise=noise)
+    weights, outcome = _step(
+        model, x, y, attack=AttackSettings("Linf", 0.1, 3, loss="trades", trades_beta=4.0), noise=noise
+    )
     assert float(outcome.sums[0]) / len(x) == pytest.approx(float(loss(model).detach()), rel=1e-5)
     _close(weights, _after(model, loss))
 
@@ -113,34 +115,34 @@ def test_trades_attacks_the_prediction_in_eval_mode(moody):
     kl = lambda z, _: F.kl_div(F.log_softmax(z, 1), log_p, reduction="none", log_target=True).sum(1)  # noqa: E731
     start = (x + 1e-3 * noise).clamp(0, 1)
     expected = apgd(steady, x, y, norm="Linf", eps=0.1, steps=3, objective=kl, start=start)
-    found = find_adversarial(model, x, y, Threat("Linf", 0.1, 3, loss="trades"), noise)
+    found = find_adversarial(model, x, y, AttackSettings("Linf", 0.1, 3, loss="trades"), noise)
     torch.testing.assert_close(found.x_adv, expected.x_adv, atol=1e-6, rtol=0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 1e-3), ("L2", 5e-3), ("L1", 0.05)])
-@pytest.mark.parametrize("form", ["best", "last"])
-def test_trades_stays_in_a_ball_smaller_than_its_start_noise(setting, norm, eps, form):
+@pytest.mark.parametrize("return_iterate", ["best", "last"])
+def test_trades_stays_in_a_ball_smaller_than_its_start_noise(setting, norm, eps, return_iterate):
     """As at the beginning of every warm-up of the radius."""
     model, x, y = setting
     noise = torch.randn_like(x)
     flat = (1e-3 * noise).flatten(1)
     size = {"Linf": lambda d: d.abs().amax(1), "L2": lambda d: d.norm(dim=1), "L1": lambda d: d.abs().sum(1)}[norm]
     assert float(size(flat).min()) > eps
-    threat = Threat(norm, eps, 2, form, loss="trades")
-    found = find_adversarial(model, x, y, threat, noise)
+    attack = AttackSettings(norm, eps, 2, return_iterate, loss="trades")
+    found = find_adversarial(model, x, y, attack, noise)
     assert float(size((found.x_adv - x).flatten(1)).max()) <= eps * (1 + 1e-4) + 1e-7
 
 
 def test_what_trades_gained_is_the_divergence_of_the_update(setting):
     model, x, y = setting
     noise = torch.randn_like(x)
-    threat = Threat("Linf", 0.1, 3, loss="trades", beta=4.0)
-    found = find_adversarial(model, x, y, threat, noise)
+    attack = AttackSettings("Linf", 0.1, 3, loss="trades", trades_beta=4.0)
+    found = find_adversarial(model, x, y, attack, noise)
     p, q = F.log_softmax(model(x), 1), F.log_softmax(model(found.x_adv), 1)
     divergence = float(F.kl_div(q, p, reduction="sum", log_target=True).detach())
-    _, outcome = _step(model, x, y, threat=threat, noise=noise)
+    _, outcome = _step(model, x, y, attack=attack, noise=noise)
     assert divergence > 0.01
     assert float(outcome.sums[1]) == pytest.approx(divergence, rel=1e-4)
 
@@ -148,21 +150,21 @@ def test_what_trades_gained_is_the_divergence_of_the_update(setting):
 def test_what_fgsm_gained_counts_from_its_start(setting):
     model, x, y = setting
     noise = torch.rand_like(x) * 2 - 1
-    threat = Threat("Linf", 0.1, 1, kind="fgsm")
+    attack = AttackSettings("Linf", 0.1, 1, name="fgsm")
     for drawn, start in ((noise, (x + 0.1 * noise).clamp(0, 1)), (None, x)):
-        found = find_adversarial(model, x, y, threat, drawn).x_adv
+        found = find_adversarial(model, x, y, attack, drawn).x_adv
         gained = F.cross_entropy(model(found), y, reduction="sum") - F.cross_entropy(model(start), y, reduction="sum")
-        _, outcome = _step(model, x, y, threat=threat, noise=drawn)
+        _, outcome = _step(model, x, y, attack=attack, noise=drawn)
         assert float(outcome.sums[1]) == pytest.approx(float(gained.detach()), rel=1e-4)
 
 
 def test_the_centre_of_the_ball_reaches_the_attack(setting):
     model, x, y = setting
     beyond = x * 6 - 3
-    given = find_adversarial(model, beyond, y, Threat("Linf", 0.1, 2, centre="given")).x_adv
+    given = find_adversarial(model, beyond, y, AttackSettings("Linf", 0.1, 2, centre="given")).x_adv
     far = (beyond < -0.1) | (beyond > 1.1)
     assert torch.equal(given[far], beyond.clamp(0, 1)[far])
-    assert not torch.equal(find_adversarial(model, beyond, y, Threat("Linf", 0.1, 2)).x_adv[far], given[far])
+    assert not torch.equal(find_adversarial(model, beyond, y, AttackSettings("Linf", 0.1, 2)).x_adv[far], given[far])
 
 
 def test_fgsm_step(setting):
@@ -172,15 +174,17 @@ def test_fgsm_step(setting):
     start = (x + 0.1 * noise).clamp(0, 1).requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(model(start), y), start)
     x_adv = torch.clamp(start.detach() + 0.125 * gradient.sign(), x - 0.1, x + 0.1).clamp(0, 1)
-    weights, outcome = _step(model, x, y, threat=Threat("Linf", 0.1, 1, kind="fgsm", fgsm_step=1.25), noise=noise)
+    weights, outcome = _step(
+        model, x, y, attack=AttackSettings("Linf", 0.1, 1, name="fgsm", fgsm_alpha=1.25), noise=noise
+    )
     assert float(outcome.sums[0]) / len(x) == pytest.approx(float(F.cross_entropy(model(x_adv), y).detach()), rel=1e-5)
     _close(weights, _after(model, lambda m: F.cross_entropy(m(x_adv), y)))
 
 
 def test_in_pieces_as_at_once(setting):
     model, x, y = setting
-    whole, one = _step(model, x, y, threat=Threat("Linf", 0.1, 2))
-    pieces, other = _step(model, x, y, threat=Threat("Linf", 0.1, 2), chunk=3)
+    whole, one = _step(model, x, y, attack=AttackSettings("Linf", 0.1, 2))
+    pieces, other = _step(model, x, y, attack=AttackSettings("Linf", 0.1, 2), micro_batch_size=3)
     _close(whole, pieces)
     torch.testing.assert_close(one.sums, other.sums)
 
@@ -236,11 +240,11 @@ def test_reduced_precision_stays_near(setting):
         _optimizer(other),
         x,
         y,
-        threat=Threat("Linf", 0.1, 2),
+        attack=AttackSettings("Linf", 0.1, 2),
         precision=Precision("cpu", torch.bfloat16),
         global_batch=8,
     )
-    _, exact = _step(model, x, y, threat=Threat("Linf", 0.1, 2))
+    _, exact = _step(model, x, y, attack=AttackSettings("Linf", 0.1, 2))
     assert outcome.sums.dtype == torch.float32
     assert float(outcome.sums[0]) == pytest.approx(float(exact.sums[0]), rel=0.05)
 

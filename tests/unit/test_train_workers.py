@@ -16,50 +16,56 @@ def _config(**change):
     return AdversarialConfig.model_validate({"data": "digits", "init": "convstem", "batch_size": 64, **change})
 
 
+def _workers_for(change, available):
+    config = _config(**change)
+    size, pairs = config.batch_size, config.mixes
+    return workers_for(config.worker_range, batch_size=size, pairs=pairs, available=available, unit="cores")
+
+
 @pytest.mark.parametrize("written", ["1-4", " 1 - 4 ", [1, 4], (1, 4)])
 def test_a_range_is_a_text_or_two_numbers(written):
-    config = _config(workers=written)
+    config = _config(num_workers=written)
     assert config.worker_range == (1, 4)
-    assert config.workers == 4, "what a cluster is asked for stays one number"
+    assert config.num_workers == 4, "what a cluster is asked for stays one number"
     assert AdversarialConfig.model_validate_json(config.model_dump_json()) == config
 
 
 def test_one_number_is_exactly_that_number():
-    assert _config(workers=2).worker_range == (2, 2)
+    assert _config(num_workers=2).worker_range == (2, 2)
     assert _config().worker_range == (0, 0)
 
 
 @pytest.mark.parametrize(
     ("change", "available", "taken"),
     [
-        ({"workers": "1-4"}, 8, 4),
-        ({"workers": "1-4"}, 3.0, 2),
-        ({"workers": "1-4"}, 1, 1),
-        ({"workers": "2-8", "batch_size": 60}, 8, 6),
-        ({"workers": "1-8", "batch_size": 60, "mixup": 0.8}, 5, 5),
-        ({"workers": "1-4", "batch_size": 60, "mixup": 0.8}, 4, 3),
-        ({"workers": 2}, 2, 2),
+        ({"num_workers": "1-4"}, 8, 4),
+        ({"num_workers": "1-4"}, 3.0, 2),
+        ({"num_workers": "1-4"}, 1, 1),
+        ({"num_workers": "2-8", "batch_size": 60}, 8, 6),
+        ({"num_workers": "1-8", "batch_size": 60, "mixup": 0.8}, 5, 5),
+        ({"num_workers": "1-4", "batch_size": 60, "mixup": 0.8}, 4, 3),
+        ({"num_workers": 2}, 2, 2),
     ],
 )
 def test_the_largest_number_that_fits_and_divides(change, available, taken):
-    assert workers_for(_config(**change), available=available, unit="cores") == taken
+    assert _workers_for(change, available) == taken
 
 
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"workers": "2-4"}, ["workers", "1 cores", "2-4"]),
-        ({"workers": 2}, ["workers", "1 cores", "got 2"]),
-        ({"workers": "1-4", "batch_size": 63}, []),
-        ({"workers": "2-4", "batch_size": 66}, ["workers", "1 cores"]),
+        ({"num_workers": "2-4"}, ["num_workers", "1 cores", "2-4"]),
+        ({"num_workers": 2}, ["num_workers", "1 cores", "got 2"]),
+        ({"num_workers": "1-4", "batch_size": 63}, []),
+        ({"num_workers": "2-4", "batch_size": 66}, ["num_workers", "1 cores"]),
     ],
 )
 def test_a_cluster_that_is_too_small(change, parts):
     if not parts:
-        assert workers_for(_config(**change), available=1, unit="cores") == 1
+        assert _workers_for(change, 1) == 1
         return
     with pytest.raises(UserError) as caught:
-        workers_for(_config(**change), available=1, unit="cores")
+        _workers_for(change, 1)
     for part in parts:
         assert part in str(caught.value)
 
@@ -67,16 +73,16 @@ def test_a_cluster_that_is_too_small(change, parts):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"workers": "4-1"}, ["workers", "4-1", "1-4"]),
-        ({"workers": "0-4"}, ["workers", "0-4"]),
-        ({"workers": [1, 2, 3]}, ["workers", "[1, 2, 3]"]),
-        ({"workers": [1, "4"]}, ["workers", "least and its largest"]),
-        ({"workers": "many"}, ["workers", "many"]),
-        ({"workers": "3-3"}, ["batch_size", "64", "multiple of 3"]),
-        ({"workers": "5-7"}, ["batch_size", "64", "5 to 7"]),
-        ({"workers": "5-7", "batch_size": 49, "mixup": 0.8}, ["batch_size", "49", "in pairs"]),
-        ({"workers": 2, "workers_min": 3}, ["workers_min", "3", "at most workers (2)"]),
-        ({"workers_min": 1}, ["workers_min", "1"]),
+        ({"num_workers": "4-1"}, ["num_workers", "4-1", "1-4"]),
+        ({"num_workers": "0-4"}, ["num_workers", "0-4"]),
+        ({"num_workers": [1, 2, 3]}, ["num_workers", "[1, 2, 3]"]),
+        ({"num_workers": [1, "4"]}, ["num_workers", "smallest and its largest"]),
+        ({"num_workers": "many"}, ["num_workers", "many"]),
+        ({"num_workers": "3-3"}, ["batch_size", "64", "multiple of 3"]),
+        ({"num_workers": "5-7"}, ["batch_size", "64", "5 to 7"]),
+        ({"num_workers": "5-7", "batch_size": 49, "mixup": 0.8}, ["batch_size", "49", "in pairs"]),
+        ({"num_workers": 2, "min_workers": 3}, ["min_workers", "3", "at most num_workers (2)"]),
+        ({"min_workers": 1}, ["min_workers", "1"]),
     ],
 )
 def test_refusals_of_a_range(change, parts):
@@ -86,20 +92,25 @@ def test_refusals_of_a_range(change, parts):
         assert part in str(caught.value)
 
 
-def test_neither_workers_nor_pieces_nor_ports_are_in_the_fingerprint():
+def test_neither_workers_nor_micro_batches_nor_ports_are_in_the_fingerprint():
     other = _config(
-        workers="1-4", micro_batch=8, metrics_port=0, metrics_minutes=1, peak_tflops=1, init_data="imagenet-1k"
+        num_workers="1-4",
+        micro_batch_size=8,
+        metrics_port=0,
+        log_interval_s=60,
+        peak_tflops=1,
+        pretrained_data="imagenet-1k",
     )
     assert fingerprinted(other) == fingerprinted(_config())
 
 
 @pytest.mark.parametrize("rate", ["drop_rate", "attn_drop_rate", "pos_drop_rate", "proj_drop_rate", "patch_drop_rate"])
-@pytest.mark.parametrize("change", [{"micro_batch": 8}, {"workers": 2}, {"workers": "1-4"}])
-def test_dropout_is_refused_where_workers_or_pieces_would_change_what_it_draws(rate, change):
+@pytest.mark.parametrize("change", [{"micro_batch_size": 8}, {"num_workers": 2}, {"num_workers": "1-4"}])
+def test_dropout_is_refused_where_workers_or_micro_batches_would_change_what_it_draws(rate, change):
     model = {"name": "vit_small", "kwargs": {rate: 0.1}}
     with pytest.raises(ValidationError, match=rf"model\.kwargs\.{rate}.*dropout.*got 0\.1.*drop_path"):
         _config(model=model, **change)
-    assert _config(model=model, workers=1).model is not None
+    assert _config(model=model, num_workers=1).model is not None
     assert _config(model={**model, "kwargs": {rate: 0.0}}, **change).model is not None
     assert _config(drop_path=0.1, **change).drop_path == 0.1
 
@@ -116,17 +127,17 @@ def test_dropout_of_the_first_weights_is_refused_too(tmp_path):
     made = SimpleNamespace(inputs={"init": SimpleNamespace(path=lambda name: tmp_path / name)})
     data = SimpleNamespace(num_classes=10, classes=())
     with pytest.raises(UserError, match=r"model\.kwargs\.drop_rate.*got 0\.2"):
-        initial_model(made, _config(workers=2, resolution=32), data, 0)
+        initial_model(made, _config(num_workers=2, resolution=32), data, 0)
     assert initial_model(made, _config(resolution=32), data, 0).card.kwargs["drop_rate"] == 0.2
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
-def test_pieces_of_a_batch_train_like_whole_batches(tmp_path, drop_path):
+def test_micro_batches_train_like_whole_batches(tmp_path, drop_path):
     data, attack = encoded(tmp_path / "data"), {"norm": "Linf", "eps": 0.1, "steps": 2}
     # A layer scale of 1 lets every block count, and with it what stochastic depth leaves out.
     network = {**NETWORK, "kwargs": {**NETWORK["kwargs"], "ls_init_value": 1.0}}
     same = {"attack": attack, "mixup": 0.8, "drop_path": drop_path, "model": network}
-    whole, pieces = (job(data, tmp_path / str(n), micro_batch=n, **same) for n in (0, 5))
+    whole, pieces = (job(data, tmp_path / str(n), micro_batch_size=n, **same) for n in (0, 5))
     train(whole)
     train(pieces)
     one, two = (json.loads((made.run.artifacts / "history.json").read_text()) for made in (whole, pieces))
@@ -149,7 +160,7 @@ def test_a_cluster_that_can_grow_is_asked_to_and_given_two_minutes(monkeypatch, 
     monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(len(bundles)))
     monkeypatch.setattr(ray_trainer.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(ray_trainer.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
-    config = _config(workers="1-4", device="cpu")
+    config = _config(num_workers="1-4", device="cpu")
     assert ray_trainer._workers_now(config, StopRequests(), patient=True) == (False, taken)
     assert set(asked) == {4}
     assert now[0] == (60 if taken == 4 else 120)

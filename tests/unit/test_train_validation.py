@@ -1,4 +1,4 @@
-"""Which weights are kept, and what is told about the choice."""
+"""Which weights are kept, and what is described about the choice."""
 
 import json
 
@@ -23,10 +23,15 @@ def _choice(history, epoch):
 
 def test_the_runner_up_is_the_second_best_and_not_the_best_before():
     history = [*_history((0.5, 0.2), (0.6, 0.4), (0.7, 0.3)), {"epoch": 4, "loss": 1.0}]
-    told = _choice(history, 2)
-    assert (told["rule"], told["epoch"], told["robust_accuracy"], told["probes"]) == ("best probe", 2, 0.4, 3)
-    assert told["runner_up"] == {"epoch": 3, "step": 15, "clean_accuracy": 0.7, "robust_accuracy": 0.3}
-    assert told["split"] == SPLIT
+    described = _choice(history, 2)
+    assert (described["rule"], described["epoch"], described["robust_accuracy"], described["validations"]) == (
+        "best validation",
+        2,
+        0.4,
+        3,
+    )
+    assert described["runner_up"] == {"epoch": 3, "step": 15, "clean_accuracy": 0.7, "robust_accuracy": 0.3}
+    assert described["split"] == SPLIT
 
 
 def test_ties_go_to_clean_accuracy_and_then_to_the_earlier():
@@ -44,24 +49,24 @@ def test_a_single_probe_has_no_runner_up():
 def test_the_splits_digest_says_which_images():
     config = PretrainConfig(data="digits", batch_size=16)
     one, other = (split_indices(100, config, seed)[1] for seed in (0, 1))
-    told = describe_split(one, 100, config, 0)
-    assert (told["images"], told["total"], told["fraction"], told["seed"]) == (10, 100, 0.1, 0)
-    assert told["sha256"] == describe_split(one, 100, config, 0)["sha256"]
-    assert told["sha256"] != describe_split(other, 100, config, 0)["sha256"]
+    described = describe_split(one, 100, config, 0)
+    assert (described["images"], described["total"], described["fraction"], described["seed"]) == (10, 100, 0.1, 0)
+    assert described["sha256"] == describe_split(one, 100, config, 0)["sha256"]
+    assert described["sha256"] != describe_split(other, 100, config, 0)["sha256"]
 
 
-@pytest.mark.parametrize("select", ["best", "last"])
-def test_result_and_card_tell_the_choice(tmp_path, select):
-    made = job(encoded(tmp_path / "data"), tmp_path / "run", epochs=3, select=select)
+@pytest.mark.parametrize("keep_weights", ["best", "last"])
+def test_result_and_card_describe_the_choice(tmp_path, keep_weights):
+    made = job(encoded(tmp_path / "data"), tmp_path / "run", epochs=3, keep_weights=keep_weights)
     result = train(made)
-    told, history = result["weights"], json.loads((made.run.artifacts / "history.json").read_text())
-    assert told["split"]["images"] == result["held_out"] == 15
-    assert told["split"]["total"] == 100
+    described, history = result["weights"], json.loads((made.run.artifacts / "history.json").read_text())
+    assert described["split"]["images"] == result["held_out"] == 15
+    assert described["split"]["total"] == 100
     details = read_card(made.run.artifacts / "model").details
-    assert {name: details[name] for name in told} == told
-    if select == "last":
-        assert told["epoch"] == 3
+    assert {name: details[name] for name in described} == described
+    if keep_weights == "last":
+        assert described["epoch"] == 3
         return
     ordered = sorted(history, key=lambda entry: (score(entry), -entry["epoch"]), reverse=True)
-    assert [told["epoch"], told["runner_up"]["epoch"]] == [entry["epoch"] for entry in ordered[:2]]
-    assert told["runner_up"]["clean_accuracy"] == ordered[1]["clean_accuracy"]
+    assert [described["epoch"], described["runner_up"]["epoch"]] == [entry["epoch"] for entry in ordered[:2]]
+    assert described["runner_up"]["clean_accuracy"] == ordered[1]["clean_accuracy"]

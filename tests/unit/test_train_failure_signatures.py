@@ -2,15 +2,15 @@
 
 import pytest
 
-from components.train.config import HealthConfig
-from components.train.failure_signatures import REMEDIES, findings, sound
+from components.train.config import MonitorConfig
+from components.train.monitor import REMEDIES, findings, is_good
 
 HEALTHY = {
     "clean_accuracy": 0.6,
     "robust_accuracy": 0.4,
-    "live_clean_accuracy": 0.6,
-    "live_attacked_accuracy": 0.45,
-    "live_robust_accuracy": 0.4,
+    "raw_clean_accuracy": 0.6,
+    "raw_attacked_accuracy": 0.45,
+    "raw_robust_accuracy": 0.4,
 }
 
 
@@ -21,12 +21,12 @@ def _history(*changes):
 
 
 def _seen(*changes, images=1000, classes=10, **config):
-    found = findings(_history(*changes), HealthConfig(**config), classes=classes, images=images)
+    found = findings(_history(*changes), MonitorConfig(**config), classes=classes, images=images)
     return {finding.signature: finding.sentence for finding in found}
 
 
 def _live(clean, attacked, robust):
-    return {"live_clean_accuracy": clean, "live_attacked_accuracy": attacked, "live_robust_accuracy": robust}
+    return {"raw_clean_accuracy": clean, "raw_attacked_accuracy": attacked, "raw_robust_accuracy": robust}
 
 
 def _averaged(clean, robust):
@@ -36,8 +36,8 @@ def _averaged(clean, robust):
 def test_health_is_silent():
     assert _seen({}) == {}
     assert _seen({}, {}, {}) == {}
-    assert findings([], HealthConfig(), classes=10, images=100) == []
-    assert findings([{"epoch": 1, "loss": 2.0}], HealthConfig(), classes=10, images=100) == []
+    assert findings([], MonitorConfig(), classes=10, images=100) == []
+    assert findings([{"epoch": 1, "loss": 2.0}], MonitorConfig(), classes=10, images=100) == []
 
 
 def test_collapse_is_both_accuracies_falling():
@@ -102,7 +102,7 @@ def test_nearly_overfitting(last, images):
 
 
 def test_clean_training_cannot_overfit_robustly():
-    clean = {"live_attacked_accuracy": None, "live_robust_accuracy": None}
+    clean = {"raw_attacked_accuracy": None, "raw_robust_accuracy": None}
     assert "overfitting" not in _seen(clean, {**clean, **_averaged(0.7, 0.2)})
 
 
@@ -143,22 +143,22 @@ def test_nearly_never_left_chance(probes):
     assert "chance" not in _seen(*probes)
 
 
-def test_chance_is_judged_within_the_noise_of_the_images():
-    slightly = {**GUESSING, "live_clean_accuracy": 0.13}
+def test_chance_is_found_within_the_noise_of_the_images():
+    slightly = {**GUESSING, "raw_clean_accuracy": 0.13}
     assert "chance" in _seen(*[slightly] * 5, images=100)
-    many = findings(_history(*[slightly] * 5), HealthConfig(images=4000), classes=10, images=4000)
+    many = findings(_history(*[slightly] * 5), MonitorConfig(num_images=4000), classes=10, images=4000)
     assert many == []
 
 
 def test_every_signature_has_an_action_and_a_remedy():
-    actions = {name.removeprefix("on_") for name in HealthConfig.model_fields if name.startswith("on_")}
+    actions = {name.removeprefix("on_") for name in MonitorConfig.model_fields if name.startswith("on_")}
     assert actions == set(REMEDIES)
 
 
-def test_only_a_recipe_that_goes_back_keeps_good_states():
-    assert not HealthConfig().goes_back
-    assert not HealthConfig(on_chance="stop").goes_back
-    assert HealthConfig(on_chance="back").goes_back
+def test_only_a_recipe_with_rollbacks_keeps_good_states():
+    assert not MonitorConfig().can_roll_back
+    assert not MonitorConfig(on_chance="stop").can_roll_back
+    assert MonitorConfig(on_chance="rollback").can_roll_back
 
 
 @pytest.mark.parametrize(
@@ -172,5 +172,5 @@ def test_only_a_recipe_that_goes_back_keeps_good_states():
     ],
     ids=["healthy", "a little less", "half-way to a collapse", "clean alone", "guessing"],
 )
-def test_which_states_are_worth_going_back_to(last, worth):
-    assert sound(_history({}, last), HealthConfig(), classes=10, images=1000) is worth
+def test_which_states_are_fit_for_a_rollback(last, worth):
+    assert is_good(_history({}, last), MonitorConfig(), classes=10, images=1000) is worth

@@ -6,33 +6,34 @@ import urllib.request
 import pytest
 import torch
 
+from components.data.jpeg import decoder_name
 from components.models import build_model, forward_macs
-from components.train import throughput
+from components.train import metrics
 from components.train.config import AdversarialConfig
-from components.train.metrics import Meter, Telling, note
-from components.train.prometheus import Exposition, open_exposition
-from components.train.train_step import Outcome, Threat
+from components.train.metrics import Meter, MetricsReporter, progress_note
+from components.train.prometheus import MetricsServer, start_metrics_server
+from components.train.train_step import AttackSettings, StepResult
 from tests.small_training import NETWORK, SMALL, encoded, job, train
 
 
 @pytest.mark.parametrize(
-    ("threat", "forwards"),
+    ("attack", "forwards"),
     [
         (None, 3),
-        (Threat("Linf", 0.1, 1), 6),
-        (Threat("Linf", 0.1, 2), 8),
-        (Threat("Linf", 0.1, 2, form="last"), 7),
-        (Threat("Linf", 0.1, 1, kind="fgsm"), 5),
-        (Threat("Linf", 0.1, 10, loss="trades"), 28),
+        (AttackSettings("Linf", 0.1, 1), 6),
+        (AttackSettings("Linf", 0.1, 2), 8),
+        (AttackSettings("Linf", 0.1, 2, return_iterate="last"), 7),
+        (AttackSettings("Linf", 0.1, 1, name="fgsm"), 5),
+        (AttackSettings("Linf", 0.1, 10, loss="trades"), 28),
     ],
 )
-def test_what_a_step_costs(threat, forwards):
+def test_what_a_step_costs(attack, forwards):
     """Clean 3 forwards, APGD-2 8, without the choice of the best iterate 7."""
-    assert throughput.forwards(threat) == forwards
+    assert metrics.forwards(attack) == forwards
 
 
-@pytest.mark.parametrize("threat", [Threat("Linf", 0.1, 2), Threat("Linf", 0.1, 1, kind="fgsm"), None])
-def test_a_steps_cost_is_what_it_runs(threat):
+@pytest.mark.parametrize("attack", [AttackSettings("Linf", 0.1, 2), AttackSettings("Linf", 0.1, 1, name="fgsm"), None])
+def test_a_steps_cost_is_what_it_runs(attack):
     """Against a count of the forwards that a real step makes: attack gradients count twice, the update three times."""
     from components.train.train_step import Precision, train_step
 
@@ -46,28 +47,28 @@ def test_a_steps_cost_is_what_it_runs(threat):
         optimizer,
         images,
         torch.tensor([0, 1]),
-        threat=threat,
+        attack=attack,
         noise=noise,
         precision=Precision("cpu"),
         global_batch=2,
     )
-    assert sum(calls) + 1 == throughput.forwards(threat), "the update's backward also goes by the weights"
+    assert sum(calls) + 1 == metrics.forwards(attack), "the update's backward also goes by the weights"
 
 
 def test_flops_are_counted_from_the_network():
     model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, **NETWORK["kwargs"])
-    assert throughput.step_flops(model, Threat("Linf", 0.1, 2), resolution=32) == 16 * forward_macs(model, 32) > 0
+    assert metrics.step_flops(model, AttackSettings("Linf", 0.1, 2), resolution=32) == 16 * forward_macs(model, 32) > 0
 
 
 def test_a_cpus_peak_is_not_guessed():
-    assert throughput.measured_peak(torch.device("cpu"), torch.float32) is None
-    assert 0.05 < throughput.memory_gib(torch.device("cpu")) < 100
+    assert metrics.measured_peak(torch.device("cpu"), torch.float32) is None
+    assert 0.05 < metrics.memory_gib(torch.device("cpu")) < 100
 
 
 def test_figures_are_means_over_images():
     meter = Meter(torch.device("cpu"))
-    meter.add(Outcome(torch.tensor([8.0, 4.0, 2.0]), torch.tensor(3.0)), 4)
-    meter.add(Outcome(torch.tensor([4.0, 0.0, 2.0]), torch.tensor(1.0)), 4)
+    meter.add(StepResult(torch.tensor([8.0, 4.0, 2.0]), torch.tensor(3.0)), 4)
+    meter.add(StepResult(torch.tensor([4.0, 0.0, 2.0]), torch.tensor(1.0)), 4)
     meter.waited(0.0)
     assert meter.figures() == {"loss": 1.5, "attack_gain": 0.5, "attack_flips": 0.5, "grad_norm": 2.0}
     assert meter.speed()["images_per_s"] > 0
@@ -91,23 +92,23 @@ class Report:
         self.warnings.append(text)
 
 
-def _telling(report, **change):
+def _reporter(report, **change):
     config = AdversarialConfig.model_validate({**SMALL, "attack": {"eps": 0.1}, **change})
     model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, **NETWORK["kwargs"])
-    return Telling(config, report, model, torch.device("cpu"), workers=2)
+    return MetricsReporter(config, report, model, torch.device("cpu"), num_workers=2)
 
 
 def test_utilisation_is_known_where_a_peak_is_and_shared_by_the_workers():
     speed = {"images_per_s": 100.0, "data_wait": 0.1}
-    assert "flop_utilisation" not in _telling(Report()).machine(speed)
-    known = _telling(Report(), peak_tflops=2).machine(speed)
+    assert "flop_utilisation" not in _reporter(Report()).machine(speed)
+    known = _reporter(Report(), peak_tflops=2).machine(speed)
     assert known["flop_utilisation"] == pytest.approx(known["flops_per_s"] / (2 * 2e12))
 
 
 def test_the_live_note_and_long_epochs_in_mlflow():
     report = Report()
-    telling = _telling(report, metrics_minutes=1e-9)
-    telling.live(FIGURES, {"images_per_s": 100.0, "data_wait": 0.25}, epoch=1, batch=2, per_epoch=10)
+    reporter = _reporter(report, log_interval_s=1e-9)
+    reporter.live(FIGURES, {"images_per_s": 100.0, "data_wait": 0.25}, epoch=1, batch=2, per_epoch=10)
     said = report.notes[0]["note"]
     for part in ("epoch 2/2", "loss 1.250", "waiting 25%", "TFLOP/s", "GiB", "gradient 3", "flips 25%"):
         assert part in said
@@ -116,16 +117,16 @@ def test_the_live_note_and_long_epochs_in_mlflow():
     assert metrics["live_loss"] == 1.25
     assert metrics["live_images_per_s"] == 100
     rare = Report()
-    _telling(rare).live(FIGURES, {"images_per_s": 1.0, "data_wait": 0.0}, epoch=0, batch=1, per_epoch=10)
+    _reporter(rare).live(FIGURES, {"images_per_s": 1.0, "data_wait": 0.0}, epoch=0, batch=1, per_epoch=10)
     assert rare.metrics == []
 
 
 def test_a_tracking_server_that_is_away_is_survived():
     report = Report()
     report.log_metrics = lambda *a, **k: (_ for _ in ()).throw(ConnectionError("away"))
-    telling, speed = _telling(report, metrics_minutes=1e-9), {"images_per_s": 1.0, "data_wait": 0.0}
-    telling.live(FIGURES, speed, epoch=0, batch=7, per_epoch=10)
-    telling.epoch({**FIGURES, "epoch": 1, "step": 10}, speed)
+    reporter, speed = _reporter(report, log_interval_s=1e-9), {"images_per_s": 1.0, "data_wait": 0.0}
+    reporter.live(FIGURES, speed, epoch=0, batch=7, per_epoch=10)
+    reporter.epoch({**FIGURES, "epoch": 1, "step": 10}, speed)
     assert [("step 7 " in text, "away" in text) for text in report.warnings] == [(True, True), (False, True)]
 
 
@@ -134,8 +135,8 @@ def test_steps_that_a_loss_scaler_left_out_have_no_gradient_norm():
     sums = torch.tensor([4.0, 0.0, 0.0])
     for scaled in (True, False):
         meter = Meter(torch.device("cpu"), scaled=scaled)
-        meter.add(Outcome(sums, torch.tensor(3.0)), images=4)
-        meter.add(Outcome(sums, torch.tensor(float("inf"))), images=4)
+        meter.add(StepResult(sums, torch.tensor(3.0)), images=4)
+        meter.add(StepResult(sums, torch.tensor(float("inf"))), images=4)
         figures = meter.figures()
         assert figures["loss"] == 1.0
         assert figures["grad_norm"] == (3.0 if scaled else float("inf"))
@@ -144,8 +145,8 @@ def test_steps_that_a_loss_scaler_left_out_have_no_gradient_norm():
 
 def test_a_clean_training_says_nothing_about_an_attack():
     machine = {"images_per_s": 1.0, "data_wait": 0.0, "flops_per_s": 1e9, "memory_gib": 1.0, "flop_utilisation": 0.4}
-    assert "attack" not in note({**FIGURES, **machine}, attacked=False)
-    assert "40% of peak" in note({**FIGURES, **machine}, attacked=False)
+    assert "attack" not in progress_note({**FIGURES, **machine}, attacked=False)
+    assert "40% of peak" in progress_note({**FIGURES, **machine}, attacked=False)
 
 
 def _get(port, path="/metrics"):
@@ -154,33 +155,37 @@ def _get(port, path="/metrics"):
 
 
 def test_prometheus_reads_the_figures():
-    exposition = Exposition({"stage": 'a "b"\\c'}, 0)
-    exposition.set({"loss": 1.5, "grad_norm": float("nan")})
-    kind, text = _get(exposition.port)
+    server = MetricsServer({"stage": 'a "b"\\c'}, 0)
+    server.set({"loss": 1.5, "grad_norm": float("nan")})
+    kind, text = _get(server.port)
     assert kind.startswith("text/plain; version=0.0.4")
     lines = text.splitlines()
     assert "# TYPE robustrain_training_loss gauge" in lines
     assert 'robustrain_training_loss{stage="a \\"b\\"\\\\c"} 1.5' in lines
     assert 'robustrain_training_grad_norm{stage="a \\"b\\"\\\\c"} NaN' in lines
     assert text.endswith("\n")
-    with pytest.raises(urllib.error.HTTPError):
-        _get(exposition.port, "/secrets")
-    exposition.close()
+    assert _get(server.port, "/secrets")[1] == text, "nothing else is served"
+    server.close()
     with pytest.raises(urllib.error.URLError):
-        _get(exposition.port)
+        _get(server.port)
 
 
-def test_a_port_that_is_taken_is_said_and_survived(capsys):
-    exposition = Exposition({}, 0)
-    assert open_exposition(exposition.port, {}) is None
-    assert f"no metrics on 127.0.0.1:{exposition.port}" in capsys.readouterr().err
-    exposition.close()
+def _start(port, messages=None):
+    messages = [] if messages is None else messages
+    return start_metrics_server(port, {}, info=messages.append, warn=messages.append)
+
+
+def test_a_port_in_use_is_reported_and_training_goes_on_without_metrics():
+    server, messages = MetricsServer({}, 0), []
+    assert _start(server.port, messages) is None
+    assert f"no metrics on 127.0.0.1:{server.port}" in messages[0]
+    server.close()
 
 
 def test_no_port_without_asking(monkeypatch):
-    assert open_exposition(None, {}) is None
+    assert _start(None) is None
     monkeypatch.setenv("ROBUSTRAIN_METRICS_PORT", "0")
-    opened = open_exposition(None, {})
+    opened = _start(None)
     assert opened is not None
     opened.close()
 
@@ -188,17 +193,18 @@ def test_no_port_without_asking(monkeypatch):
 def test_a_training_shows_itself_while_it_runs(tmp_path, monkeypatch, capsys):
     """Asked from inside the last epoch's end, over the real port."""
     seen = []
-    plain = Telling.epoch
+    plain = MetricsReporter.epoch
 
     def watched(self, entry, speed):
         plain(self, entry, speed)
-        seen.append(_get(self.exposition.port)[1])
+        seen.append(_get(self.server.port)[1])
 
-    monkeypatch.setattr(Telling, "epoch", watched)
-    made = job(encoded(tmp_path / "data"), tmp_path / "run", metrics_port=0)
+    monkeypatch.setattr(MetricsReporter, "epoch", watched)
+    made = job(encoded(tmp_path / "data", mode="jpg"), tmp_path / "run", metrics_port=0)
     train(made)
-    assert "http://127.0.0.1:" in capsys.readouterr().out
-    assert 'robustrain_training_epochs_done{stage="pretrain",kind="pretrain",run=""} 2.0' in seen[-1]
+    assert made.run.params["jpeg_decoder"] == decoder_name()
+    assert "http://127.0.0.1:" in capsys.readouterr().err
+    assert 'robustrain_training_epochs_done{kind="pretrain",run="",stage="pretrain"} 2.0' in seen[-1]
     assert "robustrain_training_clean_accuracy" in seen[-1]
     logged = dict(made.run.metrics)[2]
     assert {"loss", "images_per_s", "data_wait", "flops_per_s", "memory_gib", "grad_norm", "lr"} <= set(logged)
