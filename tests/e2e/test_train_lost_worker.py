@@ -36,7 +36,7 @@ PER_EPOCH = 24
 
 
 class Killer(threading.Thread):
-    """As soon as a checkpoint from inside an epoch lies on the disk, kills one training worker with SIGKILL.
+    """As soon as a checkpoint from inside an epoch is on the disk, kills one training worker with SIGKILL.
 
     With `ask` the stage's own process gets SIGTERM instead, as from a cluster that takes a machine back.
     """
@@ -89,9 +89,9 @@ def test_a_killed_worker_and_a_request_to_end_cost_no_bits(run_stage, storage, m
     with Killer(storage.home) as killer:
         struck = run_stage("adversarial", CONFIG, {"data": data})
     assert killer.killed, "no worker was killed: the test shows nothing"
-    printed = "".join(capfd.readouterr())
-    assert "broke off and goes on" in printed
-    assert "continuing from epoch" in printed
+    messages = "".join(capfd.readouterr())
+    assert "was interrupted and goes on" in messages
+    assert "continuing from epoch" in messages
     _same(struck, calm)
 
     with Killer(storage.home, ask=True) as killer, pytest.raises(Terminated):
