@@ -8,7 +8,11 @@ TEST_WORKERS ?= 2
 # The environment is made anew only when what it is made from has changed.
 STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml docker/ffcv.sh 2>/dev/null | sha256sum | cut -c1-16)
 
+<<<<<<< HEAD
+.PHONY: help quickstart experiments chaos kill-moments test check setup ffcv format lint types docs lock bench clean
+=======
 .PHONY: help quickstart experiments chaos test test-fast check setup ffcv format lint types docs lock bench clean
+>>>>>>> store
 
 help:  ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +68,9 @@ lock:  ## write requirements.lock anew from pyproject.toml (in a throw-away envi
 
 chaos: setup  ## kill trainings at random moments: make chaos TRIALS=50 SEED=1 RAY=2
 	@$(BIN)/python -m tests.resume.chaos --trials $(or $(TRIALS),50) --seed $(or $(SEED),1) --ray $(or $(RAY),2)
+
+kill-moments: setup  ## kill whole runs at random moments: make kill-moments MOMENTS=20 SEED=1
+	@$(BIN)/python -m tests.faults.kill_moments --moments $(or $(MOMENTS),20) --seed $(or $(SEED),1)
 
 bench: setup  ## run the benchmarks and print their tables
 	@for name in adversarial_step data_loader train_overhead second_run; do $(BIN)/python benchmarks/$$name.py || exit 1; done

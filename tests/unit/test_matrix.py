@@ -1,4 +1,4 @@
-"""The matrix of a recipe: what fans out, with which values, and the message for each mistake."""
+"""The matrix of a recipe: what fans out, with which values, and the message of each mistake."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""Recipes: what loads, in which order, and the message for each mistake."""
+"""Recipes: what loads, in which order, and the message of each mistake."""
 
 import pytest
 
