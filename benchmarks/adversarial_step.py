@@ -1,12 +1,12 @@
-"""What an adversarial training step costs: in counted FLOPs, in time, and beside the same step written out plainly.
+"""The cost of an adversarial training step: in counted FLOPs, in time, and compared to the same step written plainly.
 
     python benchmarks/adversarial_step.py [--json] [--quick] [--eager] [--only flops|small|large|gpu]
 
 Needs torch, timm, `benchmarks` and `components`, so that it can be copied to a bare GPU machine. The plain step is
 `benchmarks.plain_step`; "as released" asks autograd for the images' gradient alone, as the paper's code is described to
-do. Everything that is compared takes turns in one run, on the same weights and batch, with AdamW and the averaged
-weights in every step. On a CPU this repository's steps run in a process beside, which keeps freed memory as its
-trainings do (`benchmarks.elsewhere`); the plain ones in this process, as they are.
+do. All compared steps take turns in one run, on the same weights and batch, with AdamW and the EMA in every step. On
+a CPU this repository's steps run in a second process, which keeps freed memory as its trainings do
+(`benchmarks.subprocess_timer`); the plain ones run in this process.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.counted_flops import step_flops
-from benchmarks.elsewhere import elsewhere
 from benchmarks.plain_step import Levers, PlainStep
 from benchmarks.rows import Row, row, show
+from benchmarks.subprocess_timer import subprocess_timer
 from benchmarks.timing import Times, Work, side_by_side
 from components.models import build_model
-from components.train.optimizer import Ema, build_optimizer
+from components.train.ema import Ema
+from components.train.optimizer import build_optimizer
 from components.train.train_step import AttackSettings, Precision, train_step
 
 EPS, LR, CLASSES = 4 / 255, 1e-6, 1000
-FORMS = {
+ATTACKS = {
     "clean": None,
     "best": AttackSettings("Linf", EPS, 2),
     "last": AttackSettings("Linf", EPS, 2, return_iterate="last"),
@@ -57,7 +58,7 @@ ALL_LEVERS = Levers(**dict.fromkeys(LEVERS.values(), True))
 
 @dataclass(frozen=True)
 class Case:
-    """A network and a batch to time on."""
+    """A network and a batch that are timed."""
 
     network: str
     side: int
@@ -66,7 +67,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As rows name it."""
+        """The name in rows."""
         return f"{self.network}, {self.side} px, batch {self.batch}"
 
 
@@ -75,8 +76,8 @@ TINY = Case("convnext_micro", 32, 4, 1)
 ON_GPU = Case("convnext_tiny", 224, 128, 5)
 
 
-class Bench:
-    """One case's network and batch, and steps on them."""
+class CaseSteps:
+    """Makes training steps on one case's network and batch."""
 
     def __init__(self, case: Case, device: str) -> None:
         torch.manual_seed(0)
@@ -88,7 +89,7 @@ class Bench:
     def ours(
         self, attack: AttackSettings | None, *, dtype: torch.dtype = torch.float32, compiled: bool = False
     ) -> Callable[[], Tensor]:
-        """This repository's step, followed by its averaging, as the training loop calls them; returns the mean loss."""
+        """Returns this repository's step, with the EMA, as the training loop calls them; it returns the mean loss."""
         layout: Any = {"memory_format": torch.channels_last}
         model = copy.deepcopy(self.model).to(**layout).train()
         optimizer = build_optimizer(
@@ -110,7 +111,7 @@ class Bench:
         return step
 
     def plain(self, levers: Levers) -> PlainStep:
-        """The plain step with some levers."""
+        """Returns the plain step with some levers."""
         return PlainStep(self.model, self.images, self.targets, eps=EPS, lr=LR, levers=levers)
 
 
@@ -119,10 +120,10 @@ def network(name: str, side: int) -> Callable[[], nn.Module]:
 
 
 def flop_ratios(name: str, side: int) -> dict[str, float]:
-    """FLOPs of each form's step relative to the clean step's."""
+    """Returns the FLOPs of each attack's step relative to the clean step's."""
     counts = {
         form: step_flops(network(name, side), attack, resolution=side, classes=CLASSES)
-        for form, attack in FORMS.items()
+        for form, attack in ATTACKS.items()
     }
     return {form: count / counts["clean"] for form, count in counts.items()}
 
@@ -136,21 +137,21 @@ def flop_rows() -> list[Row]:
 
 
 def our_works(case: Case, *, compile_too: bool) -> dict[str, Work]:
-    """This repository's steps on a CPU, and the plain one with all levers; made in the process beside."""
-    bench = Bench(case, "cpu")
-    works: dict[str, Work] = {form: bench.ours(attack) for form, attack in FORMS.items()}
+    """Makes this repository's steps on a CPU, and the plain one with all levers; called in the second process."""
+    steps = CaseSteps(case, "cpu")
+    works: dict[str, Work] = {form: steps.ours(attack) for form, attack in ATTACKS.items()}
     if compile_too:
-        works["compiled"] = bench.ours(FORMS["best"], compiled=True)
-    return {**works, "plain, all levers": bench.plain(ALL_LEVERS)}
+        works["compiled"] = steps.ours(ATTACKS["best"], compiled=True)
+    return {**works, "plain, all levers": steps.plain(ALL_LEVERS)}
 
 
 def step_rows(case: Case, *, compile_too: bool, levers_too: bool) -> list[Row]:
-    """Both forms against the clean step and the plain steps, in float32; and each lever's share."""
-    bench, counted = Bench(case, "cpu"), flop_ratios(case.network, case.side)
-    works: dict[str, Work] = {"backward": bench.plain(Levers(input_gradient=False)), "released": bench.plain(Levers())}
-    levers = lever_works(bench) if levers_too else {}
-    with elsewhere(functools.partial(our_works, case, compile_too=compile_too)) as beside:
-        times = side_by_side({**works, **levers}, rounds=case.rounds, warm_up=2, elsewhere=beside)
+    """Compares both iterates with the clean step and the plain steps, in float32; and each lever's share."""
+    steps, counted = CaseSteps(case, "cpu"), flop_ratios(case.network, case.side)
+    works: dict[str, Work] = {"backward": steps.plain(Levers(input_gradient=False)), "released": steps.plain(Levers())}
+    levers = lever_works(steps) if levers_too else {}
+    with subprocess_timer(functools.partial(our_works, case, compile_too=compile_too)) as ours:
+        times = side_by_side({**works, **levers}, rounds=case.rounds, warmup=2, in_subprocess=ours)
     on, fastest = case.name, "compiled" if compile_too else "best"
     rows = [
         row(
@@ -171,25 +172,25 @@ def step_rows(case: Case, *, compile_too: bool, levers_too: bool) -> list[Row]:
         rows += lever_rows(case, times, ["backward", "released", *levers])
     if compile_too:
         rows.append(row(f"lever torch.compile, {on}", times.ratio("best", "compiled"), "ratio"))
-    told = ("best", "last", "released", *(["compiled"] if compile_too else []))
-    return rows + [speed_row(f"{form}, {on}", times, form, case) for form in told]
+    shown = ("best", "last", "released", *(["compiled"] if compile_too else []))
+    return rows + [speed_row(f"{form}, {on}", times, form, case) for form in shown]
 
 
 def speed_row(name: str, times: Times, piece: str, case: Case) -> Row:
     return row(f"speed: {name}", case.batch / times.median(piece), "images/s")
 
 
-def lever_works(bench: Bench) -> dict[str, Work]:
-    """Plain steps with the levers turned on one after the other; the first is the released one's own."""
+def lever_works(steps: CaseSteps) -> dict[str, Work]:
+    """Makes plain steps with the levers switched on one after the other; the released step has the first one."""
     levers, works = Levers(), {}
     for name, attribute in list(LEVERS.items())[1:]:
         levers = replace(levers, **{attribute: True})
-        works[name] = bench.plain(levers)
+        works[name] = steps.plain(levers)
     return works
 
 
 def lever_rows(case: Case, times: Times, order: Sequence[str]) -> list[Row]:
-    """Each lever's share: how much faster the step gets when it is turned on, after those above it."""
+    """Returns each lever's share: the speed-up when it is switched on after the previous ones."""
     titles = {"released": next(iter(LEVERS))}
     rows = [
         row(f"lever {titles.get(after, after)}, {case.name}", times.ratio(before, after), "ratio")
@@ -204,18 +205,18 @@ def lever_rows(case: Case, times: Times, order: Sequence[str]) -> list[Row]:
 
 
 def gpu_rows(case: Case) -> list[Row]:
-    """bf16, channels-last, compiled, beside the plain step; not measured without a GPU."""
+    """Compares bf16, channels-last and compiled with the plain step; not measured without a GPU."""
     name = f"speed, bf16 and compiled / as released, GPU, {case.name}"
     if not torch.cuda.is_available():
         return [row(name, None, "ratio", least=2.5)]
-    bench, best = Bench(case, "cuda"), FORMS["best"]
+    steps, best = CaseSteps(case, "cuda"), ATTACKS["best"]
     works = {
-        "released": bench.plain(Levers()),
-        "eager": bench.ours(best, dtype=torch.bfloat16),
-        "compiled": bench.ours(best, dtype=torch.bfloat16, compiled=True),
-        "clean": bench.ours(None, dtype=torch.bfloat16, compiled=True),
+        "released": steps.plain(Levers()),
+        "eager": steps.ours(best, dtype=torch.bfloat16),
+        "compiled": steps.ours(best, dtype=torch.bfloat16, compiled=True),
+        "clean": steps.ours(None, dtype=torch.bfloat16, compiled=True),
     }
-    times = side_by_side(works, rounds=case.rounds, warm_up=3)
+    times = side_by_side(works, rounds=case.rounds, warmup=3)
     return [
         row(name, times.ratio("released", "compiled"), "ratio", least=2.5),
         row(f"lever torch.compile, GPU, {case.name}", times.ratio("eager", "compiled"), "ratio"),

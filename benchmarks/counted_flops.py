@@ -1,8 +1,8 @@
-"""Counted FLOPs of a training step: each convolution and matrix product of its forwards and backwards, on shapes alone.
+"""Counts the FLOPs of a training step: each convolution and matrix product of its forwards and backwards, from shapes.
 
-The formulas are torch's own but for one: torch (2.14) takes the weight gradient of a grouped convolution for that of a
-dense one, which counts ConvNeXt's depthwise layers several hundred times over. Here it is counted as what it is: as
-many multiplications as the forward.
+The formulas are torch's own except one: torch (2.14) takes the weight gradient of a grouped convolution for that of a
+dense one, which counts ConvNeXt's depthwise layers several hundred times. It has as many multiplications as the
+forward, and is counted so.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _CONVOLUTION_BACKWARD = cast(Any, torch.ops.aten).convolution_backward
 
 
 def step_flops(build: Callable[[], nn.Module], attack: AttackSettings | None, *, resolution: int, classes: int) -> int:
-    """FLOPs of one image's training step (attack, forward, backward), counted operator by operator.
+    """Returns the FLOPs of one image's training step (attack, forward, backward), counted operator by operator.
 
     Args:
-        build: makes the network; called with torch's "meta" device in force, so nothing is computed.
+        build: makes the network; called under torch's "meta" device, so nothing is computed.
         attack: the attack, or None for a clean step.
     """
     with torch.device("meta"):
@@ -60,10 +60,10 @@ class Counter(TorchDispatchMode):
 
 
 def convolution_backward_flops(grad_out: Tensor, x: Tensor, weight: Tensor, *options: Any) -> int:
-    """FLOPs of a convolution's backward: once the forward's for each of the gradients by input and by weight.
+    """Returns the FLOPs of a convolution's backward: the forward's for each of the gradients by input and by weight.
 
     In the forward each entry of the output meets the whole kernel of its channel once. `options` are the operator's
-    further arguments; the last one says which gradients are wanted: by input, by weight, by bias.
+    further arguments; the last one selects the gradients: by input, by weight, by bias.
     """
     wanted, transposed = options[-1], options[-4]
     assert not transposed, "no network here has transposed convolutions"

@@ -1,10 +1,10 @@
-"""The adversarial training step written out plainly, as the paper's code is described to do it, with levers.
+"""The adversarial training step written out plainly, as the paper's code is described, with switchable optimisations.
 
 An independent transcription of the published method: two-step Linf APGD (Croce and Hein 2020, algorithm 1; Singh,
 Croce, Hein 2023), the iterate of largest loss, an update with AdamW on the adversarial images, and an average of the
-whole state on the CPU. With no lever it runs eagerly, in float32, with contiguous tensors, keeps the graph of the
-forward that only selects, and picks images by boolean indexing. Each lever turns one of these into what
-`components.train.train_step` does. It shares no code with `components`, so it also checks it.
+whole state on the CPU. Without levers it runs eagerly, in float32, with contiguous tensors, keeps the graph of
+the forward that only selects, and selects images by boolean indexing. Each lever replaces one of these by the way of
+`components.train.train_step`. It shares no code with `components`, so it also serves as a check.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _DECAY = 0.9999
 
 @dataclass(frozen=True)
 class Levers:
-    """What is done better than plainly.
+    """The optimisations that are switched on.
 
     Attributes:
         input_gradient: the attack asks autograd for the images' gradient alone; without it, its backward also computes
             the gradients of all weights.
         frozen: parameters do not require gradients during the attack.
-        no_last_graph: the forward that selects the best iterate keeps nothing for a backward.
+        no_last_graph: the forward that selects the best iterate keeps no graph.
         no_indexing: `torch.where` in place of boolean indexing, which waits for a GPU.
         average_on_device: parameters are averaged on the device, all in one call, and buffers copied.
         fused: AdamW updates all weights in one kernel.
-        channels_last: weights and images lie channels-last.
+        channels_last: weights and images are stored channels-last.
     """
 
     input_gradient: bool = True
@@ -45,7 +45,7 @@ class Levers:
 
 
 class PlainStep:
-    """One step after another on the same batch.
+    """Trains on the same batch, one step per call.
 
     Args:
         model: copied; the copy trains.
@@ -70,7 +70,7 @@ class PlainStep:
             self.average.to("cpu")
 
     def __call__(self) -> Tensor:
-        """Attack, update, average; the update's loss."""
+        """Attacks, updates and averages; returns the update's loss."""
         self.model.eval()
         self._require_gradients(not self.levers.frozen)
         adversarial = self.attack()
@@ -88,7 +88,7 @@ class PlainStep:
             self.model.requires_grad_(required)
 
     def attack(self) -> Tensor:
-        """The adversarial images (B, 3, R, R), for the model as it stands."""
+        """Returns the adversarial images (B, 3, R, R) for the current model."""
         x, step = self.images.clamp(0, 1), 2 * self.eps
         gradient, best_loss = self._gradient(x)
         first = self._into_ball(x + step * gradient.sign(), x)
@@ -116,7 +116,7 @@ class PlainStep:
         return torch.min(torch.max(point, x - self.eps), x + self.eps).clamp(0, 1)
 
     def _better(self, best: Tensor, best_loss: Tensor, new: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """For each image the one of two iterates whose loss is larger."""
+        """Returns for each image the iterate with the larger loss."""
         won = loss > best_loss
         if self.levers.no_indexing:
             return torch.where(won.view(-1, 1, 1, 1), new, best), torch.where(won, loss, best_loss)

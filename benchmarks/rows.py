@@ -1,4 +1,4 @@
-"""What every benchmark prints: one row a figure, with its goal, as a table or as JSON."""
+"""The output of every benchmark: one row per figure, with its goal, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypedDict
 class Row(TypedDict):
     """One figure; these are exactly the keys of the JSON form.
 
-    `goal` is None where none was set, `measured` where this machine cannot measure it, `met` where either is missing.
+    `goal` is None if none was set, `measured` if this machine cannot measure it, `met` if either is missing.
     """
 
     name: str
@@ -20,7 +20,7 @@ class Row(TypedDict):
 
 
 def row(name: str, measured: float | None, unit: str, *, least: float | None = None, most: float | None = None) -> Row:
-    """A figure that should be at least `least` and at most `most`; with both, the goal shown is their middle."""
+    """Returns a figure that should be at least `least` and at most `most`; with both, the goal shown is their mean."""
     limits = [limit for limit in (least, most) if limit is not None]
     met = None
     if limits and measured is not None:

@@ -29,7 +29,7 @@ _PER_EPOCH = 5
 
 
 class Home:
-    """A home folder with encoded images, and training stages on them."""
+    """A home folder with encoded images and training stages on them."""
 
     def __init__(self, folder: Path, *, network: str, batch: int) -> None:
         self.storage = StorageSettings.from_environment({}, home=folder)
@@ -53,7 +53,7 @@ class Home:
         return ParentRef(name="data", kind="encode", run_id=spec.run_id, fingerprint=spec.fingerprint)
 
     def job(self, **change: Any) -> StageJob:
-        """A new adversarial training stage; `change` alters its configuration."""
+        """Returns a new adversarial training stage; `change` alters its configuration."""
         settings = {
             "data": "data",
             "init": "random",
@@ -84,7 +84,7 @@ class Home:
         return StageJob(spec, inputs, self.tracking.attach(spec), objects)
 
     def training(self, job: StageJob) -> Training:
-        """A stage's training, put together as `components.train.stage` does it."""
+        """Returns a stage's training, built as in `components.train.stage`."""
         config: TrainConfig = CONFIGS[KIND].model_validate(job.spec.config)
         images = TrainImages(job, config, self.distributed, SEED)
         first = initial_model(job, config, images.manifest, SEED)

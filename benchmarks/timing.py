@@ -1,4 +1,4 @@
-"""Timing pieces of work side by side: A B C A B C ..., so that whatever else the machine does meets all of them."""
+"""Times pieces of work in turns: A B C A B C ..., so that other load on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each piece of work, one entry a round."""
+    """Seconds of each piece of work, one entry per round."""
 
     seconds: Mapping[str, list[float]]
 
     def median(self, name: str) -> float:
-        """The middle of one piece's seconds."""
+        """Returns the median of one piece's seconds."""
         return statistics.median(self.seconds[name])
 
     def ratio(self, name: str, to: str) -> float:
-        """How many times as long `name` takes as `to`: the middle of the rounds' own ratios."""
+        """Returns the time of `name` relative to `to`: the median of the rounds' ratios."""
         return statistics.median(one / other for one, other in zip(self.seconds[name], self.seconds[to]))
 
 
@@ -31,26 +31,26 @@ def side_by_side(
     works: Mapping[str, Work],
     *,
     rounds: int,
-    warm_up: int = 1,
-    elsewhere: Mapping[str, Callable[[], float]] | None = None,
+    warmup: int = 1,
+    in_subprocess: Mapping[str, Callable[[], float]] | None = None,
 ) -> Times:
-    """Runs every piece of work once a round; the first `warm_up` rounds are not counted.
+    """Runs every piece of work once per round; the first `warmup` rounds are not counted.
 
     Args:
-        elsewhere: pieces that another process does and times (`benchmarks.elsewhere`); their turns come last.
+        in_subprocess: pieces that another process times (`benchmarks.subprocess_timer`); their turns come last.
     """
-    turns = {name: lambda work=work: timed(work) for name, work in works.items()} | dict(elsewhere or {})
+    turns = {name: lambda work=work: timed(work) for name, work in works.items()} | dict(in_subprocess or {})
     seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for number in range(warm_up + rounds):
+    for number in range(warmup + rounds):
         for name, turn in turns.items():
             spent = turn()
-            if number >= warm_up:
+            if number >= warmup:
                 seconds[name].append(spent)
     return Times(seconds)
 
 
 def timed(work: Work) -> float:
-    """Seconds of one piece of work, a GPU's share included."""
+    """Returns the seconds of one piece of work, including its work on a GPU."""
     _wait()
     started = time.perf_counter()
     work()

@@ -1,10 +1,10 @@
-"""What surrounds the training step: the loop's bookkeeping, checkpoints, and the way to the first step.
+"""The overhead of the training loop: bookkeeping, checkpoints, and the time to the first step.
 
     python benchmarks/train_overhead.py [--json] [--quick]
 
-The real loop, with its meters, live figures in MLflow, health and checkpoints, takes turns with bare steps (attack,
-update, averaging) on the same batches, held in memory: an epoch of the one, an epoch's worth of the other. Attacked
-images of 32 px, batch 256, convnext_micro: a step takes about 0.3 s on two cores. No probes, which are evaluations.
+The real loop, with its meters, live metrics in MLflow, monitoring and checkpoints, takes turns with bare steps (attack,
+update, EMA) on the same batches in memory: an epoch of the loop, then as many bare steps. Adversarial
+images of 32 px, batch 256, convnext_micro: a step takes about 0.3 s on two cores. No validation: it is an evaluation.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from components.train.optimizer import set_lr
 from components.train.train_step import train_step
 
 
-class Watch:
-    """Times every call of `owner.name` from now on."""
+class CallTimer:
+    """Times every call of `owner.name`."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self.seconds: list[float] = []
@@ -52,9 +52,9 @@ class Watch:
 
 
 class Turns:
-    """In place of a loader: an epoch's batches from memory, and before each epoch as many bare steps.
+    """Replaces a loader: gives an epoch's batches from memory, and runs as many bare steps before each epoch.
 
-    From one call of `epoch` to the next, all time but that of the bare steps is the loop's.
+    The time between two calls of `epoch`, less that of the bare steps, is the loop's.
     """
 
     def __init__(self, batches: list[Batch], bare: Callable[[], None]) -> None:
@@ -65,7 +65,7 @@ class Turns:
 
     @contextlib.contextmanager
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
-        """As `Loader.epoch`."""
+        """See `Loader.epoch`."""
         if epoch:
             self.loop_seconds.append(time.perf_counter() - self._started)
         self.bare_seconds.append(timed(self._bare))
@@ -74,7 +74,7 @@ class Turns:
 
 
 def bare_epoch(home: Home, batches: list[Batch]) -> Callable[[], None]:
-    """Steps of another training on these batches, with nothing around them."""
+    """Makes an epoch of bare steps of another training on these batches."""
     training = home.training(home.job(epochs=1))
     state, config = training.state, training.config
     set_lr(state.optimizer, training.lr(0.0))
@@ -101,17 +101,17 @@ def bare_epoch(home: Home, batches: list[Batch]) -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def watched_steps(training: Training) -> Iterator[tuple[Watch, Watch]]:
-    """Times the loop's steps and averagings."""
+def watched_steps(training: Training) -> Iterator[tuple[CallTimer, CallTimer]]:
+    """Times the loop's steps and EMA updates."""
     real = loop.train_step
     try:
-        yield Watch(loop, "train_step"), Watch(training.state.ema, "update")
+        yield CallTimer(loop, "train_step"), CallTimer(training.state.ema, "update")
     finally:
         loop.train_step = real
 
 
 def loop_rows(home: Home, epochs: int) -> list[Row]:
-    """The loop beside bare steps, with checkpoints as often as recipes take them."""
+    """Compares the loop with bare steps, with checkpoints as often as in recipes."""
     training = home.training(home.job(epochs=epochs + 1))
     with training.images.train.epoch(0) as images:
         batches = list(images)
@@ -130,15 +130,15 @@ def loop_rows(home: Home, epochs: int) -> list[Row]:
 
 
 def checkpoint_rows(home: Home, epochs: int) -> tuple[list[Row], StageJob]:
-    """What a checkpoint costs the training thread; and the job, which has one before its last epoch."""
+    """Returns the cost of a checkpoint for the training thread, and the job, which has one before its last epoch."""
     job = home.job(epochs=epochs, checkpoint_min_interval_s=0)
     training = home.training(job)
     assert training.checkpoints is not None
-    copies, saves = Watch(training.state, "snapshot"), Watch(training.checkpoints, "save")
+    copies, saves = CallTimer(training.state, "snapshot"), CallTimer(training.checkpoints, "save")
     with watched_steps(training) as (steps, _):
         training.run()
     training.checkpoints.close()
-    assert training.checkpoints.latest() is not None, "the job has to have something to go on from"
+    assert training.checkpoints.latest() is not None, "the job needs a checkpoint to resume from"
     stalls = [one + other for one, other in zip(copies.seconds, saves.seconds)]
     step = statistics.median(steps.seconds)
     return [
@@ -148,11 +148,11 @@ def checkpoint_rows(home: Home, epochs: int) -> tuple[list[Row], StageJob]:
 
 
 class _Reached(Exception):
-    """The first step was about to begin."""
+    """The first step is about to begin."""
 
 
 def start_rows(home: Home, job: StageJob, rounds: int) -> list[Row]:
-    """From a stage's start to its first step: continuing `job`, and new."""
+    """Returns the time from a stage's start to its first step: resumed from `job`, and new."""
 
     def reach(*args: object, **options: object) -> None:
         raise _Reached
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a batch of four, once: whether it runs, not how fast")
     options = parser.parse_args()
     batch, epochs, rounds = (4, 2, 1) if options.quick else (256, 12, 7)
-    # A stage tells its progress on standard output, which here is for the rows.
+    # A stage prints its progress to standard output, which is for the rows.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         home = Home(Path(folder), network="convnext_micro", batch=batch)
         rows = loop_rows(home, epochs)

@@ -1,4 +1,4 @@
-"""The decision for every stage, without side effects: whether it would be reused, continued or run, and its last duration.
+"""The decision for every stage, without side effects: would it be reused, continued or run, and its last duration.
 
 The same fingerprints as `pipeline.stage_runner` computes, because they follow from the recipe and the data alone.
 """

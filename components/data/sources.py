@@ -6,11 +6,11 @@ drawn into one, an archive is unpacked, an `s3://` prefix is downloaded.
 To add a kind of source, extend `_local_folder` here and `source_digest` in `components.data.config`.
 
 Two sets are built in, 32 px RGB, and drawn when they are needed. `digits` are scikit-learn's 1,797 scanned digits,
-enlarged, with a fixed split. `shapes` are twelve kinds of coloured, textured, rotated shapes on noise. A shape is a formula over the plane, rotated,
-scaled and moved, sampled at 64 px and averaged down. Only the outline carries information about the class; colour,
-texture and background do not. A shape is brighter than its background and tilted by at most 30 degrees: with either
-polarity and any rotation, 1,800 images teach a small network next to nothing (15 % after 12 epochs of
-`convnext_micro`, against over 90 %).
+enlarged, with a fixed split. `shapes` are twelve kinds of coloured, textured, rotated shapes on noise. A shape is a
+formula over the plane, rotated, scaled and moved, sampled at 64 px and averaged down. Only the outline carries
+information about the class; colour, texture and background do not. A shape is brighter than its background and tilted
+by at most 30 degrees: with either polarity and any rotation, 1,800 images teach a small network next to nothing (15 %
+after 12 epochs of `convnext_micro`, against over 90 %).
 
 Raise a set's version in `components.data.config.BUILT_IN` when its pixels or its split change.
 """

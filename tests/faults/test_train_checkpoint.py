@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,6 +143,39 @@ def test_a_failed_write_in_the_thread_is_not_lost(store, monkeypatch):
     store.save(_snapshot(1))
     with pytest.raises(OSError, match="gone"):
         store.wait_until_written()
+
+
+def test_a_failed_write_is_reported_by_the_next_save(store, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", lambda *a: (_ for _ in ()).throw(OSError("gone")))
+        store.save(_snapshot(1))
+        while store.busy:
+            time.sleep(0.01)
+    with pytest.raises(OSError, match="gone"):
+        store.save(_snapshot(2))
+    store.save(_snapshot(3), wait=True)
+    _same(store.latest(), _snapshot(3))
+
+
+def test_files_are_on_disk_before_the_checkpoint_gets_its_name(tmp_path, monkeypatch):
+    """Otherwise a power failure could leave a complete name on incomplete files."""
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        calls.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        fsync(descriptor)
+
+    def renamed(source, target):
+        calls.append(("rename", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    place = write_checkpoint(tmp_path / "folder", _snapshot(1), MINE)
+    renaming = calls.index(("rename", place.name))
+    before = {name for call, name in calls[:renaming] if call == "sync"}
+    assert {"model.safetensors", "optimizer.safetensors", "state.json"} <= before
+    assert ("sync", "folder") in calls[renaming:], "the new name is on disk too"
 
 
 class Remote:

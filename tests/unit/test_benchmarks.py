@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.adversarial_step import CLASSES, EPS, FORMS, TINY, Bench, flop_ratios
+from benchmarks.adversarial_step import ATTACKS, CLASSES, EPS, TINY, CaseSteps, flop_ratios
 from benchmarks.counted_flops import convolution_backward_flops, step_flops
-from benchmarks.elsewhere import elsewhere
 from benchmarks.plain_step import Levers, PlainStep
 from benchmarks.rows import row
+from benchmarks.subprocess_timer import subprocess_timer
 from benchmarks.timing import Times, side_by_side
 from components.attack.apgd import apgd
 
@@ -54,7 +54,7 @@ def test_grouped_convolutions_are_counted_as_what_they_are():
     first, grouped, last = 2 * 16 * 3 * 6, 2 * 16 * 6 * 9, 2 * 96 * 5
     clean = step_flops(build, None, resolution=4, classes=5)
     assert clean == 3 * (first + grouped + last) - first
-    assert step_flops(build, FORMS["best"], resolution=4, classes=5) == clean + 5 * (first + grouped + last)
+    assert step_flops(build, ATTACKS["best"], resolution=4, classes=5) == clean + 5 * (first + grouped + last)
     shapes = torch.empty(2, 6, 4, 4), torch.empty(2, 6, 4, 4), torch.empty(6, 1, 3, 3)
     settings = [6], [1, 1], [1, 1], [1, 1], False, [0, 0], 6
     assert convolution_backward_flops(*shapes, *settings, [False, True, True]) == 2 * grouped
@@ -79,12 +79,12 @@ def test_plain_attack_finds_what_ours_finds(setting, levers):
 
 def test_plain_step_computes_what_ours_computes():
     """Losses of three steps on convnext_micro, each after the updates before it."""
-    bench = Bench(TINY, "cpu")
-    one, other = bench.ours(FORMS["best"]), bench.plain(Levers())
+    steps = CaseSteps(TINY, "cpu")
+    one, other = steps.ours(ATTACKS["best"]), steps.plain(Levers())
     losses = [(float(one()), float(other())) for _ in range(3)]
     for ours, plain in losses:
         assert ours == pytest.approx(plain, rel=1e-3)
-    assert bench.targets.shape == (TINY.batch, CLASSES)
+    assert steps.targets.shape == (TINY.batch, CLASSES)
     assert EPS == 4 / 255
 
 
@@ -119,10 +119,12 @@ def _pieces(folder):
     return {name: lambda name=name: (folder / name).write_text(str(os.getpid())) for name in ("a", "b")}
 
 
-def test_pieces_elsewhere_run_in_one_other_process_and_take_their_turns(tmp_path):
+def test_pieces_in_a_subprocess_run_in_one_other_process_and_take_their_turns(tmp_path):
     here = []
-    with elsewhere(functools.partial(_pieces, tmp_path)) as beside:
-        times = side_by_side({"here": lambda: here.append(len(list(tmp_path.iterdir())))}, rounds=2, elsewhere=beside)
+    with subprocess_timer(functools.partial(_pieces, tmp_path)) as beside:
+        times = side_by_side(
+            {"here": lambda: here.append(len(list(tmp_path.iterdir())))}, rounds=2, in_subprocess=beside
+        )
     assert here == [0, 2, 2], "the other process had its turns in between"
     others = {(tmp_path / name).read_text() for name in ("a", "b")}
     assert len(others) == 1

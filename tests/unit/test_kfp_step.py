@@ -110,9 +110,9 @@ def test_a_step_that_fails_on_a_cluster_marks_the_parent_and_a_good_retry_comple
 @pytest.mark.parametrize(
     ("config", "workers"),
     [
-        ({"workers": 4}, (4, 0)),
-        ({"workers": 4, "workers_min": 1}, (4, 1)),
-        ({"workers": 0, "workers_min": None}, (1, 0)),
+        ({"num_workers": 4}, (4, 0)),
+        ({"num_workers": 4, "min_workers": 1}, (4, 1)),
+        ({"num_workers": 0, "min_workers": None}, (1, 0)),
     ],
 )
 def test_stages_with_resources_are_launched_as_rayjobs(here, monkeypatch, config, workers):

@@ -1,9 +1,13 @@
 """What a training stage refuses, and in which words."""
 
+import dataclasses
+import importlib
+
 import pytest
 import torch
 from pydantic import ValidationError
 
+from components.attack.training_attacks import TRAINING_ATTACKS, AttackSettings
 from components.errors import UserError
 from components.fingerprint import fingerprinted
 from components.threats import NORMS, check_radius
@@ -70,6 +74,20 @@ def test_the_radius_grows_linearly_and_then_stays(at, share):
         5,
         "clamped",
     )
+
+
+def test_every_setting_of_an_attack_reaches_the_step():
+    """A new attack's setting is a field of both; only the warm-up and the ball's centre are one-sided."""
+    settings = {field.name for field in dataclasses.fields(AttackSettings)}
+    assert settings - {"centre"} == set(AttackConfig.model_fields) - {"eps_warmup_epochs"}
+    attack = attack_at(_adversarial(attack={"name": "fgsm", "steps": 1, "random_start": False, "fgsm_alpha": 2}), 0.0)
+    assert attack == AttackSettings("Linf", 4 / 255, 1, name="fgsm", random_start=False, fgsm_alpha=2.0)
+
+
+@pytest.mark.parametrize("name", TRAINING_ATTACKS)
+def test_every_training_attack_has_its_function(name):
+    module, _, function = TRAINING_ATTACKS[name].function.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_without_a_warm_up_the_radius_is_whole_from_the_first_step():

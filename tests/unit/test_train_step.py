@@ -232,6 +232,18 @@ def test_gradient_norm_and_clipping(setting):
     _close(clipped, _after(model, tenth))
 
 
+def test_gradients_are_unscaled_before_their_norm_and_clipping(setting):
+    """A loss scaler multiplies the loss by 2**16; neither the norm nor the update may show it."""
+    model, x, y = setting
+    expected, free = _step(model, x, y, clip=0.01)
+    other = copy.deepcopy(model)
+    precision = Precision("cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**16))
+    result = train_step(other, _optimizer(other), x, y, precision=precision, global_batch=len(x), clip=0.01)
+    assert float(free.grad_norm) > 0.01
+    torch.testing.assert_close(result.grad_norm, free.grad_norm)
+    _close(other.state_dict(), expected)
+
+
 def test_reduced_precision_stays_near(setting):
     model, x, y = setting
     other = copy.deepcopy(model)

@@ -55,6 +55,15 @@ def test_the_splits_digest_says_which_images():
     assert described["sha256"] != describe_split(other, 100, config, 0)["sha256"]
 
 
+def test_the_last_epoch_is_validated_whatever_the_interval(tmp_path):
+    validation = {"every_epochs": 2, "max_images": 16, "fraction": 0.15, "steps": 1, "eps": 0.1}
+    made = job(encoded(tmp_path / "data"), tmp_path / "run", epochs=3, validation=validation)
+    result = train(made)
+    history = json.loads((made.run.artifacts / "history.json").read_text())
+    assert [entry["epoch"] for entry in history if "clean_accuracy" in entry] == [2, 3]
+    assert result["clean_accuracy"] == history[-1]["clean_accuracy"]
+
+
 @pytest.mark.parametrize("keep_weights", ["best", "last"])
 def test_result_and_card_describe_the_choice(tmp_path, keep_weights):
     made = job(encoded(tmp_path / "data"), tmp_path / "run", epochs=3, keep_weights=keep_weights)

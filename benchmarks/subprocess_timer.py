@@ -1,7 +1,7 @@
-"""A second process that takes its turns like this one, where freed memory is kept.
+"""Times pieces of work in a second process, which keeps freed memory.
 
-How glibc treats freed memory is a setting of a whole process that cannot be taken back. So what is timed with and
-without it lies in two processes; only one of them works at any time, and each times its own pieces.
+The treatment of freed memory by glibc is a setting of a whole process that cannot be undone. Work with and without it
+is therefore timed in two processes; only one of them works at any time, and each times its own pieces.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from benchmarks.timing import Work, timed
 from components.process import keep_freed_memory
 
 Build = Callable[[], Mapping[str, Work]]
-"""Makes the pieces of work, in the process that does them; a function of a module, or a partial of one."""
+"""Makes the pieces of work, in the process that runs them; a module's function, or a partial of one."""
 
 
 @contextmanager
-def elsewhere(build: Build) -> Iterator[dict[str, Callable[[], float]]]:
-    """The pieces that `build` makes, each as a function that does it once in the other process; returns its seconds."""
+def subprocess_timer(build: Build) -> Iterator[dict[str, Callable[[], float]]]:
+    """Yields a function per piece made by `build`, which runs it once in the other process and returns the seconds."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, build), daemon=True)
