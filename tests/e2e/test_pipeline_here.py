@@ -38,13 +38,8 @@ def robustrain(home, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment(home), cwd=ROOT, check=False)
 
 
-<<<<<<< HEAD
-def last_lines(done):
-    """Stage -> the last line printed about it."""
-=======
 def printed(done):
     """Stage -> last thing printed about it."""
->>>>>>> main
     lines = [line.partition(": ") for line in done.stdout.splitlines()]
     return {name: text for name, _, text in lines if name in STAGES and text.startswith(("done", "reused", "started"))}
 
@@ -62,11 +57,7 @@ def first(home):
 
 
 def test_every_stage_is_done_and_the_result_is_shown(first, home):
-<<<<<<< HEAD
-    assert {name: text.split(",")[0] for name, text in last_lines(first).items()} == dict.fromkeys(STAGES, "done")
-=======
     assert {name: text.split(",")[0] for name, text in printed(first).items()} == dict.fromkeys(STAGES, "done")
->>>>>>> main
     assert "mlflow ui --backend-store-uri" in first.stdout
     report = next(line.split()[-1] for line in reversed(first.stdout.splitlines()) if line.startswith("report:"))
     page = Path(report).read_text()
@@ -111,30 +102,21 @@ def test_results_have_the_documented_form(first, home):
         assert (row["stem"], row["dataset"], row["attack"], row["n"]) == ("conv", "digits", "APGD-CE", 8)
 
 
-def test_second_run_reuses_every_stage_and_names_the_run(first, home):
+def test_second_run_reuses_every_stage_and_says_from_which_run(first, home):
     done = robustrain(home, "run", TINY)
     assert done.returncode == 0
-<<<<<<< HEAD
-    assert set(last_lines(done)) == set(STAGES)
-    assert all(text.startswith("reused from run ") and "of pipeline run " in text for text in last_lines(done).values())
-=======
     assert set(printed(done)) == set(STAGES)
     assert all(text.startswith("reused from run ") and "of pipeline run " in text for text in printed(done).values())
->>>>>>> main
 
 
-def test_change_of_one_field_runs_exactly_what_the_plan_shows(first, home):
+def test_change_of_one_field_runs_exactly_what_plan_said(first, home):
     change = ("--set", "radius.epochs=2")
     planned = json.loads(robustrain(home, "plan", TINY, "--json", *change).stdout)
     to_run = {stage["name"] for stage in planned if stage["action"] == "run"}
     assert to_run == {"radius", "report"}
     done = robustrain(home, "run", TINY, *change)
     assert done.returncode == 0
-<<<<<<< HEAD
-    assert {name for name, text in last_lines(done).items() if text.startswith("done")} == to_run
-=======
     assert {name for name, text in printed(done).items() if text.startswith("done")} == to_run
->>>>>>> main
 
 
 def test_failing_stage_is_one_message_with_cause_and_log(first, home, tmp_path):

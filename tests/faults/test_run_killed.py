@@ -127,15 +127,9 @@ def test_killing_the_command_ends_everything(house):
 def test_killing_the_parent_of_the_stages_ends_everything_in_one_message(house):
     run = Run(house)
     run.forkserver().kill()
-<<<<<<< HEAD
-    _, error = run.process.communicate(timeout=60)
-    assert run.process.returncode == 1
-    assert error.startswith("error: the pipeline stopped before any stage failed: ")
-=======
     _, printed = run.process.communicate(timeout=60)
     assert run.process.returncode == 1
     assert printed.startswith("error: the pipeline stopped before any stage failed: ")
->>>>>>> main
     assert run.left(1) == []
 
 
