@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from components.result_rows import ResultRow, WorstCaseRow
 
 RUNNERS = ("local", "kfp")
-"""What runs the stages here: this module's scheduler, or KFP's own local runner, one step after the other."""
+"""What runs the stages: the scheduler of this package, or KFP's own local runner, one step after the other."""
 _PRELOAD = ("pipeline.stage_runner", "numpy", "cv2", "mlflow.tracking")
 _PRELOAD_TORCH = ("torch", "timm", "components.models", "ray.train")
 """Modules that are imported once, before the first stage is forked; the second line if a stage needs torch."""
