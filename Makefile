@@ -8,7 +8,11 @@ TEST_WORKERS ?= 2
 # The environment is made anew only when what it is made from has changed.
 STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml docker/ffcv.sh 2>/dev/null | sha256sum | cut -c1-16)
 
-.PHONY: help quickstart experiments chaos test check setup ffcv format lint types docs lock bench clean
+<<<<<<< HEAD
+.PHONY: help quickstart experiments chaos kill-moments test check setup ffcv format lint types docs lock bench clean
+=======
+.PHONY: help quickstart experiments chaos test test-fast check setup ffcv format lint types docs lock bench clean
+>>>>>>> store
 
 help:  ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,8 +23,11 @@ quickstart: setup  ## install, run the whole pipeline on built-in images, show t
 experiments: setup  ## run the six small experiments and write one page with their answers (about 9 minutes)
 	@$(BIN)/robustrain experiments
 
-test: setup  ## run the tests (under 15 minutes on two cores)
+test: setup  ## run all tests (under 15 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(TESTS)
+
+test-fast: setup  ## run the fast tests: no Ray, no whole pipeline (under 2 minutes on two cores)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m 'not slow and not ffcv' $(TESTS)
 
 check: lint types test  ## what CI runs: format, lint, types, import rules, tests
 
@@ -44,9 +51,9 @@ ffcv: setup  ## build FFCV (needs root or passwordless sudo for Debian packages)
 format: setup  ## format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-lint: setup  ## formatting, lint, import rules
+lint: setup  ## formatting, lint, import rules, lengths of files and functions
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
-	@$(BIN)/python -m pytest -q tests/unit/test_import_rules.py
+	@$(BIN)/python -m pytest -q tests/unit/test_import_rules.py tests/unit/test_house.py
 
 types: setup  ## static types
 	@$(BIN)/pyright --pythonpath $(BIN)/python
@@ -61,6 +68,9 @@ lock:  ## write requirements.lock anew from pyproject.toml (in a throw-away envi
 
 chaos: setup  ## kill trainings at random moments: make chaos TRIALS=50 SEED=1 RAY=2
 	@$(BIN)/python -m tests.resume.chaos --trials $(or $(TRIALS),50) --seed $(or $(SEED),1) --ray $(or $(RAY),2)
+
+kill-moments: setup  ## kill whole runs at random moments: make kill-moments MOMENTS=20 SEED=1
+	@$(BIN)/python -m tests.faults.kill_moments --moments $(or $(MOMENTS),20) --seed $(or $(SEED),1)
 
 bench: setup  ## run the benchmarks and print their tables
 	@for name in adversarial_step data_loader train_overhead second_run; do $(BIN)/python benchmarks/$$name.py || exit 1; done

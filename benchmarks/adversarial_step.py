@@ -151,7 +151,7 @@ def step_rows(case: Case, *, compile_too: bool, levers_too: bool) -> list[Row]:
     works: dict[str, Work] = {"backward": steps.plain(Levers(input_gradient=False)), "released": steps.plain(Levers())}
     levers = lever_works(steps) if levers_too else {}
     with subprocess_timer(functools.partial(our_works, case, compile_too=compile_too)) as ours:
-        times = side_by_side({**works, **levers}, rounds=case.rounds, warm_up=2, in_subprocess=ours)
+        times = side_by_side({**works, **levers}, rounds=case.rounds, warmup=2, in_subprocess=ours)
     on, fastest = case.name, "compiled" if compile_too else "best"
     rows = [
         row(
@@ -216,7 +216,7 @@ def gpu_rows(case: Case) -> list[Row]:
         "compiled": steps.ours(best, dtype=torch.bfloat16, compiled=True),
         "clean": steps.ours(None, dtype=torch.bfloat16, compiled=True),
     }
-    times = side_by_side(works, rounds=case.rounds, warm_up=3)
+    times = side_by_side(works, rounds=case.rounds, warmup=3)
     return [
         row(name, times.ratio("released", "compiled"), "ratio", least=2.5),
         row(f"lever torch.compile, GPU, {case.name}", times.ratio("eager", "compiled"), "ratio"),

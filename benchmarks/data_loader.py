@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.rows import Row, row, show
 from benchmarks.timing import timed
-from components.data import builtin, ffcv_engine
+from components.data import ffcv_engine, sources
 from components.data.augment import HeavyAugmentation
 from components.data.beton_reader import BetonFile
 from components.data.beton_writer import BetonWriter
@@ -59,7 +59,7 @@ class Bench:
         rng, path = np.random.default_rng(0), self.folder / f"small-{mode}.beton"
         with BetonWriter(path, 1800) as writer:
             for k in range(1800):
-                pixels = builtin.draw_shape(list(builtin.SHAPES)[k % 12], rng)
+                pixels = sources.draw_shape(list(sources.SHAPES)[k % 12], rng)
                 writer.add(encode_pixels(pixels, 0, EncodeSettings(32, mode)))
         return self.manifest(path)
 

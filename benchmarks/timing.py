@@ -31,20 +31,20 @@ def side_by_side(
     works: Mapping[str, Work],
     *,
     rounds: int,
-    warm_up: int = 1,
+    warmup: int = 1,
     in_subprocess: Mapping[str, Callable[[], float]] | None = None,
 ) -> Times:
-    """Runs every piece of work once per round; the first `warm_up` rounds are not counted.
+    """Runs every piece of work once per round; the first `warmup` rounds are not counted.
 
     Args:
         in_subprocess: pieces that another process times (`benchmarks.subprocess_timer`); their turns come last.
     """
     turns = {name: lambda work=work: timed(work) for name, work in works.items()} | dict(in_subprocess or {})
     seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for number in range(warm_up + rounds):
+    for number in range(warmup + rounds):
         for name, turn in turns.items():
             spent = turn()
-            if number >= warm_up:
+            if number >= warmup:
                 seconds[name].append(spent)
     return Times(seconds)
 

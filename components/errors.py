@@ -27,9 +27,9 @@ class UserError(ValueError):
 
     def __init__(self, what: str, *, where: str = "", value: object = _UNSET, remedy: str) -> None:
         self.what, self.where, self.value, self.remedy = what, where, value, remedy
-        place = f"{where}: " if where else ""
+        prefix = f"{where}: " if where else ""
         got = f" (got {value!r})" if self.has_value else ""
-        super().__init__(" ".join(f"{place}{what}{got}. {remedy}.".split()))
+        super().__init__(" ".join(f"{prefix}{what}{got}. {remedy}.".split()))
 
     @property
     def has_value(self) -> bool:

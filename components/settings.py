@@ -121,8 +121,8 @@ class EnvironmentSettings(BaseSettings):
     @classmethod
     def _user_error(cls, fault: ErrorDetails, env: Mapping[str, str | None]) -> UserError:
         """The one line for the first fault that pydantic found."""
-        place = fault["loc"][0]
-        variable = next(v for v in cls.variables() if place in {v.field, *v.names})
+        location = fault["loc"][0]
+        variable = next(v for v in cls.variables() if location in {v.field, *v.names})
         name = next((name for name in variable.names if name in env), variable.names[0])
         remedy = _extra(cls.model_fields[variable.field])["remedy"]
         if fault["type"] == "missing":

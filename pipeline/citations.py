@@ -34,7 +34,7 @@ class Sources:
     """The sources of one recipe, looked up by stage and field."""
 
     def __init__(self, written: Mapping[str, str]) -> None:
-        self._texts = {place: text for key, text in written.items() for place in _targets(key)}
+        self._texts = {target: text for key, text in written.items() for target in _targets(key)}
 
     def at(self, name: str, kind: str, path: str) -> str:
         """Returns the source of exactly this field of a stage (of the stage if `path` is empty), or an empty string."""
@@ -140,19 +140,19 @@ def _note_of(sources: Sources, name: str, kind: str) -> Note:
 
 def _lines(value: Mapping[str, Any], path: str, indent: int, note: Note) -> Iterator[str]:
     for key, item in value.items():
-        place = f"{path}.{key}" if path else key
-        yield from _item(f"{' ' * indent}{_inline(key)}:", item, place, indent + 2, note)
+        at = f"{path}.{key}" if path else key
+        yield from _item(f"{' ' * indent}{_inline(key)}:", item, at, indent + 2, note)
 
 
-def _item(start: str, item: Any, place: str, indent: int, note: Note) -> Iterator[str]:
-    comment = _comment(note(place))
+def _item(start: str, item: Any, path: str, indent: int, note: Note) -> Iterator[str]:
+    comment = _comment(note(path))
     if isinstance(item, Mapping) and item:
         yield f"{start}{comment}"
-        yield from _lines(item, place, indent, note)
+        yield from _lines(item, path, indent, note)
     elif isinstance(item, list) and any(isinstance(one, Mapping) and one for one in item):
         yield f"{start}{comment}"
         for number, one in enumerate(item):
-            yield from _item(f"{' ' * indent}-", one, f"{place}.{number}", indent + 2, note)
+            yield from _item(f"{' ' * indent}-", one, f"{path}.{number}", indent + 2, note)
     else:
         yield f"{start} {_inline(item)}{comment}"
 

@@ -71,7 +71,7 @@ def run_step(definition: str, parents: list[str], pipeline_run: str = "") -> str
 
 def launch_rayjob(spec: StageSpec, kind: StageKind, log: Path) -> None:
     """Does the stage's work in a RayJob; stages that need no resources of their own are run in this process."""
-    if kind.on != "job":
+    if kind.resources is None:
         launch_in_process(spec, kind, log)
         return
     from components.launch import rayjob

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 RUNNERS = ("local", "kfp")
 """What runs the stages here: this module's scheduler, or KFP's own local runner, one step after the other."""
+_PRELOAD = ("pipeline.stage_runner", "numpy", "cv2", "mlflow.tracking")
+_PRELOAD_TORCH = ("torch", "timm", "components.models", "ray.train")
+"""Modules that are imported once, before the first stage is forked; the second line if a stage needs torch."""
+_NICE_MEASURING = 5
 _POLL_SECONDS = 0.15
 _STOP_SECONDS = 5.0
 """Time for the threads of stopped stages to write their states."""
@@ -208,8 +212,9 @@ class _Run:
         return tokens
 
     def _preload(self, pending: list[str]) -> None:
-        modules = (module for name in pending for module in self._recipe.stages[name].kind.preload)
-        start_forkserver(self._folder / "forkserver.log", ["pipeline.stage_runner", *dict.fromkeys(modules)])
+        kinds = [self._recipe.stages[name].kind for name in pending]
+        torch = _PRELOAD_TORCH if any(kind.trains or kind.measures for kind in kinds) else ()
+        start_forkserver(self._folder / "forkserver.log", [*_PRELOAD, *torch])
 
     def _run_stage(self, name: str, parents: list[str]) -> str:
         assert self._tracking is not None
@@ -227,7 +232,9 @@ class _Run:
 
     def _launch(self, spec: StageSpec, kind: StageKind, log: Path) -> None:
         try:
-            self._children.run(execute_stage, spec.model_dump_json(), log=log, nice=kind.nice)
+            # Other stages wait for a training, none for a measurement.
+            nice = _NICE_MEASURING if kind.measures else 0
+            self._children.run(execute_stage, spec.model_dump_json(), log=log, nice=nice)
         except ChildStopped:
             raise StageStopped from None
         except ForkserverDied as error:

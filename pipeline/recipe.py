@@ -33,7 +33,7 @@ class RecipeHead(BaseModel):
     summary: str = Field("", description="one line for `robustrain recipes`")
     seed: int = Field(0, ge=0, lt=2**31, description="decides all random numbers of the run")
     match_released_code: bool = Field(
-        False, description="`match_released_code` of every training stage that does not set it: repeat the code's slips"
+        False, description="`match_released_code` of every training stage that does not set it: do as the released code"
     )
     sources: dict[str, str] = Field(
         {}, description="stages and field -> where the value comes from, for `recipes --show` (`pipeline.citations`)"
@@ -233,28 +233,28 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> UserE
         where: dotted path of the model in the document; empty at the top.
     """
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    field = ".".join([*([where] if where else []), *(p for p in place if not p.startswith("function-"))])
+    location = [str(part) for part in first["loc"]]
+    field = ".".join([*([where] if where else []), *(p for p in location if not p.startswith("function-"))])
     raised = first.get("ctx", {}).get("error")
     if isinstance(raised, UserError):
         return raised.within(where if raised.where else field)
     if first["type"] == "extra_forbidden":
-        known = _fields_at(model, place[:-1])
+        known = _fields_at(model, location[:-1])
         remedy = f"the keys here are: {', '.join(sorted(known))}"
-        return UserError(f"unknown key{nearest(place[-1], known)}", where=field, value=first["input"], remedy=remedy)
+        return UserError(f"unknown key{nearest(location[-1], known)}", where=field, value=first["input"], remedy=remedy)
     if first["type"] == "missing":
-        return UserError("this key is required", where=field, remedy=_describe(model, place) or "add it")
+        return UserError("this key is required", where=field, remedy=_describe(model, location) or "add it")
     what = first["msg"].removeprefix("Value error, ").rstrip(".")
     value = first["input"]
     if isinstance(value, (dict, BaseModel)):
         return UserError(what, where=field, remedy="change the value")
-    return UserError(what, where=field, value=value, remedy=_describe(model, place) or "change the value")
+    return UserError(what, where=field, value=value, remedy=_describe(model, location) or "change the value")
 
 
-def _model_at(model: type[BaseModel], place: list[str]) -> type[BaseModel] | None:
+def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
     """Returns the nested model at a location; list indices and union members are skipped."""
     current: type[BaseModel] | None = model
-    for part in place:
+    for part in location:
         if current is None:
             return None
         if part in current.model_fields:
@@ -269,14 +269,14 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
     return next((inner for inner in found if inner is not None), None)
 
 
-def _fields_at(model: type[BaseModel], place: list[str]) -> list[str]:
-    at = _model_at(model, place)
+def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    at = _model_at(model, location)
     return [*at.model_fields] if at else []
 
 
-def _describe(model: type[BaseModel], place: list[str]) -> str:
+def _describe(model: type[BaseModel], location: list[str]) -> str:
     """Returns the field's description, which serves as the remedy."""
-    names = [part for part in place if not part.isdigit()]
+    names = [part for part in location if not part.isdigit()]
     for last in range(len(names), 0, -1):
         at = _model_at(model, names[: last - 1])
         if at and names[last - 1] in at.model_fields:

@@ -81,8 +81,8 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except _RefusedError as error:
-        place = f"{where}:{error.line}"
-        raise UserError(error.what, where=place, value=error.value, remedy=error.remedy) from None
+        location = f"{where}:{error.line}"
+        raise UserError(error.what, where=location, value=error.value, remedy=error.remedy) from None
     except yaml.YAMLError as error:
         raise UserError("this is not YAML", where=f"{where}{_line(error, text)}", remedy="correct the syntax") from None
     except (ValueError, RecursionError) as error:
@@ -168,12 +168,12 @@ def override(document: dict[str, Any], given: str, fields: Collection[str]) -> N
     if parts[0] not in fields and parts[0] not in {"stages", FIELD}:
         _check_stage(document, key, parts[0], fields)
         parts = ["stages", *parts]
-    place = document
+    node = document
     for part in parts[:-1]:
-        if not isinstance(place.get(part), dict):
-            place[part] = {}
-        place = place[part]
-    place[parts[-1]] = _yaml(given, text)
+        if not isinstance(node.get(part), dict):
+            node[part] = {}
+        node = node[part]
+    node[parts[-1]] = _yaml(given, text)
 
 
 def _check_stage(document: dict[str, Any], key: str, name: str, fields: Collection[str]) -> None:

@@ -26,13 +26,10 @@ from components.train.config import AdversarialConfig, ConvStemConfig, PretrainC
 STAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,35}")
 """A stage's name becomes part of a Kubernetes object's name (47 characters with the fingerprint's first ten)."""
 NAME_RULE = "a stage's name has at most 36 lower-case letters, digits and hyphens and begins with a letter"
-"""What is said of a name that is none."""
+"""The rule for names, in messages."""
 
 DATA, MODEL, EVALUATION, SWEEP = "data", "model", "evaluation", "sweep"
 """What a kind of stage can make for others, see `StageKind.makes`."""
-
-HEAVY = ("torch", "timm", "components.models", "ray.train", "mlflow.tracking")
-"""Modules that a warm host imports once before it forks the first stage that needs them."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,6 @@ class StageKind:
     Attributes:
         version: part of the fingerprint; raised when the code's results change (golden results fail until it is).
         entry: `module:function` that does the work.
-        on: `job` where the work needs torch and is launched, `step` where the KFP step does it itself.
         makes: what its outputs are to other stages (`DATA`, `MODEL`, ...); empty if no other stage refers to them.
         roles: configuration field -> the parent that it names.
         covers_all: its parents are all reported stages of the recipe.
@@ -78,8 +74,8 @@ class StageKind:
         seconds: configuration -> estimated time, relative to the quickstart's on one core; the runner starts the stages
             on the longest path first.
         digest: `module:function` that digests the stage's source data; only for kinds that read raw data.
+        resources: what its RayJob asks of a cluster; None if the KFP step does the work itself, without torch.
         retries: how often KFP tries the step again; a retry continues from the last complete checkpoint.
-        nice: how far the stage gives way, on one machine, to stages that others wait for.
     """
 
     name: str
@@ -87,17 +83,14 @@ class StageKind:
     version: int
     config: type[BaseModel]
     entry: str
-    on: str = "job"
     makes: str = ""
     roles: dict[str, Role] = field(default_factory=dict)
     covers_all: bool = False
     reported: bool = True
     seconds: Callable[[Any], float] = _one_second
     digest: str = ""
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources | None = None
     retries: int = 1
-    preload: tuple[str, ...] = ()
-    nice: int = 0
 
     @property
     def package(self) -> str:
@@ -157,7 +150,6 @@ def _training(name: str, summary: str, config: type[BaseModel]) -> StageKind:
         seconds=_training_seconds,
         resources=_TRAIN_SIZE,
         retries=2,
-        preload=HEAVY,
     )
 
 
@@ -172,8 +164,6 @@ def _measuring(name: str, summary: str, config: type[BaseModel], makes: str) -> 
         roles={"model": Role(MODEL), "data": Role(DATA, required=False)},
         seconds=lambda config: config.estimated_seconds,
         resources=_ATTACK_SIZE,
-        preload=HEAVY,
-        nice=5,
     )
 
 
@@ -189,7 +179,6 @@ STAGES: dict[str, StageKind] = {
             makes=DATA,
             digest="components.data.config:source_digest",
             resources=Resources(cpus=16, memory_gib=32, deadline_s=24 * 3600),
-            preload=("numpy", "cv2", "mlflow.tracking"),
         ),
         _training("pretrain", "clean weights: trained here, a timm tag, or a file", PretrainConfig),
         _training("convstem", "replace PatchStem by ConvStem and fine-tune clean", ConvStemConfig),
@@ -204,10 +193,8 @@ STAGES: dict[str, StageKind] = {
             version=2,
             config=PromoteConfig,
             entry="components.promote.stage:run",
-            on="step",
             roles={"model": Role(MODEL), "evaluation": Role(EVALUATION)},
             reported=False,
-            preload=("mlflow.tracking",),
         ),
         StageKind(
             "report",
@@ -215,10 +202,8 @@ STAGES: dict[str, StageKind] = {
             version=4,
             config=ReportConfig,
             entry="components.report.stage:run",
-            on="step",
             covers_all=True,
             reported=False,
-            preload=("mlflow.tracking",),
         ),
     )
 }

@@ -17,6 +17,18 @@ for name in [
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", GIT_PYTHON_REFRESH="quiet", OMP_NUM_THREADS="1")
 
 
+SLOW_FOLDERS = {"e2e", "faults", "parity", "resume"}
+"""Folders of tests that start pipelines, Ray, servers or several processes, or train."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks the tests of some folders as slow; elsewhere a slow test carries the marker itself."""
+    for item in items:
+        if SLOW_FOLDERS & set(item.path.relative_to(Path(__file__).parent).parts):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Two test processes share two cores; more threads would only get in each other's way."""

@@ -181,8 +181,7 @@ def open_loader(
         engine: `auto` uses FFCV for large training sets if it imports.
         rank, world_size: this rank, and the number of ranks.
         num_threads: decoding threads of this rank.
-        indices: the samples to use; all if None.
-        order: see `BatchSampler`.
+        indices, order: the samples to use, all if None; see `BatchSampler`.
         hflip: probability of a horizontal flip.
         augment: heavy augmentation after crop and flip.
 
@@ -190,9 +189,8 @@ def open_loader(
         UserError: the file is damaged, FFCV is asked for and does not import, the ranks do not divide the batch, no
             batch is full and `drop_last` is set, or an index is outside the set.
     """
-    described = manifest.split(split)
-    path = objects.get(described.object_ref)
-    file = BetonFile(path, num_samples=described.num_images, num_classes=manifest.num_classes)
+    stored = manifest.split(split)
+    file = BetonFile(objects.get(stored.object_ref), num_samples=stored.num_images, num_classes=manifest.num_classes)
     geometry = Geometry(
         resolution,
         seed,
@@ -210,8 +208,8 @@ def open_loader(
     )
     _refuse_empty(sampler, f"{manifest.name}/{split}")
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="loader")
-    chosen = _choose_engine(engine, file, geometry, sampler, pool, num_threads)
-    return Loader(file, sampler, chosen, augment, pool, num_threads)
+    reader = _choose_engine(engine, file, geometry, sampler, pool, num_threads)
+    return Loader(file, sampler, reader, augment, pool, num_threads)
 
 
 def _choose_engine(

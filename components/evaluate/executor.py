@@ -29,6 +29,7 @@ from components.evaluate import work_units
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.unit_worker import UnitWorker
 from components.evaluate.work_units import UnitResult, Workload, blocks
+from components.files import write_atomically
 from components.launch.ray_cluster import keep_sigterm_handler, start_ray
 from components.process import exit_with_parent, keep_freed_memory, stage_cores
 
@@ -288,7 +289,7 @@ def _run_on_ray(config: EvaluateConfig, folder: Path, model_folder: Path, worklo
         (done,), _ = ray.wait(list(running), num_returns=1)
         number = running.pop(done)
         try:
-            _store(work_units.unit_path(folder, number), ray.get(done))
+            write_atomically(work_units.unit_path(folder, number), ray.get(done), fsync=False)
         except RayTaskError as error:
             # Ray raises a class that is both its own and the task's; users get the task's own message.
             raise error.cause if isinstance(error.cause, UserError) else error from None
@@ -299,12 +300,6 @@ def _run_on_ray(config: EvaluateConfig, folder: Path, model_folder: Path, worklo
 def _packed(folder: Path) -> dict[str, bytes]:
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("unit-"))
     return {path.name: path.read_bytes() for path in files}
-
-
-def _store(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 _remote_workers: dict[tuple[str, str], UnitWorker] = {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.data.manifest import DataManifest, read_manifest
 from components.errors import UserError
-from components.evaluate import gallery, images, results, spectra, work_units
+from components.evaluate import images, results, spectra, work_units
 from components.evaluate.attack import attack_module
 from components.evaluate.config import EvaluateConfig, SweepConfig
 from components.evaluate.executor import UnitExecutor, open_executor
@@ -92,7 +92,7 @@ def _evaluate(job: StageJob, config: EvaluateConfig, sides: tuple[int, ...], exe
     _save(job, "results.json", RESULTS, document.model_dump(mode="json"))
     _save(job, "verdicts.json", VERDICTS, results.verdicts(chosen, outcomes).model_dump(mode="json"))
     if config.gallery:
-        gallery.write(job.run.workdir / GALLERY, outcomes, chosen, subject.classes, config.gallery)
+        results.write(job.run.workdir / GALLERY, outcomes, chosen, subject.classes, config.gallery)
         job.run.save(job.run.workdir / GALLERY, GALLERY)
     if config.spectra:
         job.run.progress(phase="measuring spectra", done=0, total=chosen.n)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from components.evaluate.attack import BlockVerdict
 from components.evaluate.config import Threat
+from components.files import write_atomically
 from components.threats import ATTACKS, NORMS
 
 FILE = "workload.json"
@@ -152,19 +152,20 @@ def write_unit(path: Path, found: BlockVerdict, *, keep: int, digest: str) -> Pa
         "parts": found.parts,
         "warnings": found.warnings,
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        np.savez(
-            file,
-            clean_prediction=found.clean_prediction.numpy(),
-            prediction=found.prediction.numpy(),
-            distance=found.distance.double().numpy(),
-            shown=np.array(shown, dtype=np.int64),
-            adversarial=found.adversarial[shown].float().contiguous().numpy(),
-            facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
-        )
-    os.replace(part, path)
-    return path
+    arrays = {
+        "clean_prediction": found.clean_prediction.numpy(),
+        "prediction": found.prediction.numpy(),
+        "distance": found.distance.double().numpy(),
+        "shown": np.array(shown, dtype=np.int64),
+        "adversarial": found.adversarial[shown].float().contiguous().numpy(),
+        "facts": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
+    }
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez(file, **arrays)
+
+    return write_atomically(path, write, fsync=False)
 
 
 def read_unit(path: Path, digest: str) -> UnitResult | None:

@@ -30,7 +30,7 @@ from typing import Any
 
 from components.errors import RemoteUserError, Terminated, UserError
 from components.launch.forkserver_setup import FORKSERVER_VARIABLE
-from components.launch.sessions import GRACE_SECONDS, ask_to_end, end_sessions, session_members, signal_all
+from components.process import GRACE_SECONDS, ask_to_end, end_sessions, session_members, signal_all
 
 _log = logging.getLogger(__name__)
 _FORKSERVER_DIED = 255

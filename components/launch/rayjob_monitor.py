@@ -1,9 +1,11 @@
-"""Follows one RayJob to its end, finds pods that cannot start, and turns a bad end into one line.
+"""Follows one RayJob to its end: its status, its log, its pods that cannot start, and a bad end as one line.
 
 `follow` survives lost watches and a restart of the API server. `PodMonitor` finds faults that keep a job's pods from
 starting: neither KubeRay nor the RayJob's status reports an image that cannot be pulled, the pods just wait until the
 deadline. `JobResult` is read from the job's status. `Complete` alone is no success: a job that somebody stopped is
-`Complete` with `STOPPED`. `ValidationFailed` is an end although nothing has run.
+`Complete` with `STOPPED`. `ValidationFailed` is an end although nothing has run. `LogFollower` prints the submitter
+pod's log, which is the stage's own output. That pod starts minutes after the job, its log connection may break, and a
+retry of the job has a new pod. None of that is an error here: only the job's status shows whether it succeeded.
 
 Source: ray.io/v1 RayJobStatus (KubeRay 1.7).
 """
@@ -11,6 +13,7 @@ Source: ray.io/v1 RayJobStatus (KubeRay 1.7).
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -245,3 +248,85 @@ def _last_line(message: str) -> str:
     """The last line of a message that is not empty, at most 400 characters."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1][:400].rstrip(".") if lines else ""
+
+
+class LogFollower(threading.Thread):
+    """Prints the logs of one job's submitter pods to standard output, one pod after the other.
+
+    Args:
+        api: with a connection pool of its own (`RayJobApi.with_own_connections`).
+        name: of the RayJob; its submitter pods have the label `job-name=<name>`.
+    """
+
+    def __init__(self, api: RayJobApi, name: str) -> None:
+        super().__init__(daemon=True, name=f"log of {name}")
+        self._api, self._job = api, name
+        self._job_ended = threading.Event()
+        self._last_times: dict[str, str] = {}
+        self._complete: set[str] = set()
+        self.last_line = ""
+
+    def run(self) -> None:
+        """Reads until the job has ended and every pod's log has been read to its end."""
+        pause = self._api.timing.retry_s
+        while True:
+            job_ended = self._job_ended.is_set()
+            try:
+                self._read_pods()
+            except UserError as error:
+                _LOGGER.warning("the log of RayJob %s is not available: %s", self._job, error)
+                return
+            if job_ended:
+                return
+            self._job_ended.wait(pause)
+            pause = min(2 * pause, 5.0)
+
+    def finish(self) -> None:
+        """Waits at most `Timing.drain_s` for the rest of the log. Called when the job has ended."""
+        self._job_ended.set()
+        self.join(self._api.timing.drain_s)
+
+    def _read_pods(self) -> None:
+        for pod in self._api.pods(f"job-name={self._job}", patience=self._api.timing.outage_s):
+            name, phase = pod.metadata.name, pod.status.phase
+            if phase in {None, "Pending"} or name in self._complete:
+                continue
+            if self._follow(name) and phase in {"Succeeded", "Failed"}:
+                self._complete.add(name)
+
+    def _follow(self, pod: str) -> bool:
+        """Prints the new lines of the pod's log; returns False if the connection broke."""
+        from kubernetes import client
+        from urllib3.exceptions import HTTPError
+
+        try:
+            response = self._api.log(pod)
+        except (client.ApiException, HTTPError, OSError):
+            return False
+        rest = b""
+        try:
+            for chunk in response.stream(amt=None, decode_content=False):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._print_new(pod, line.decode(errors="replace"))
+            self._print_new(pod, rest.decode(errors="replace"))
+        except (HTTPError, OSError):
+            return False
+        finally:
+            response.close()
+        return True
+
+    def _print_new(self, pod: str, line: str) -> None:
+        """Prints a line unless it was printed before the connection broke; `line` begins with its RFC 3339 time."""
+        time, _, text = line.partition(" ")
+        if not time:
+            return
+        # Without the Z, RFC 3339 times sort as text, no matter how many digits of the second they have.
+        moment = time.removesuffix("Z")
+        if moment <= self._last_times.get(pod, ""):
+            return
+        self._last_times[pod] = moment
+        if text.strip():
+            self.last_line = text.strip()
+        # At once: a step's standard output is a pipe.
+        print(text, flush=True)

@@ -166,21 +166,21 @@ def decide(
     return Decision(not failed, passed, failed, difference)
 
 
-def _absolute(judged: JudgedResult, rules: PromoteConfig) -> list[tuple[bool, str]]:
-    low = judged.interval[0]
+def _absolute(result: JudgedResult, rules: PromoteConfig) -> list[tuple[bool, str]]:
+    low = result.interval[0]
     return [
         (
-            rules.attack in (ANY, judged.attack) or is_upper_bound(rules.attack, of=judged.attack),
-            f"{threat_text(judged.norm, judged.eps)} was measured by {judged.attack}; {rules.attack} is asked for",
+            rules.attack in (ANY, result.attack) or is_upper_bound(rules.attack, of=result.attack),
+            f"{threat_text(result.norm, result.eps)} was measured by {result.attack}; {rules.attack} is asked for",
         ),
         (
             low >= rules.min_robust,
-            f"robust accuracy {percent(judged.robust_accuracy)} on {judged.n} images, 95 % interval from "
+            f"robust accuracy {percent(result.robust_accuracy)} on {result.n} images, 95 % interval from "
             f"{percent(low)}; at least {percent(rules.min_robust)} is asked for",
         ),
         (
-            judged.clean_accuracy >= rules.min_clean,
-            f"clean accuracy {percent(judged.clean_accuracy)}; at least {percent(rules.min_clean)} is asked for",
+            result.clean_accuracy >= rules.min_clean,
+            f"clean accuracy {percent(result.clean_accuracy)}; at least {percent(rules.min_clean)} is asked for",
         ),
     ]
 

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from components.report import charts
-from components.report.charts import Styles
+from components.report.charts import WHITE_NOISE_SHARE, Styles, spectrum_charts, spectrum_rows
 from components.report.compare import Comparison, compare
 from components.report.data import Measurement, ReportStage, grouped, measurements, worst_cases
 from components.report.experiment import Experiment, experiment_limits, summary
 from components.report.headline import Headline, find_headline
 from components.report.model_pairs import config_differences, radius_gains, stem_pairs
 from components.report.paper import against_paper, published_results
-from components.report.spectra import WHITE_NOISE_SHARE, spectrum_charts, spectrum_rows
 from components.stage_records import GalleryEntry, MonitorEvent, monitor_events
 from components.statistics import Z95
 from components.threats import ATTACKS, STANDARD

@@ -102,7 +102,7 @@ def _sigterm_as_exception() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _heartbeat(run: StageRun) -> Iterator[None]:
-    """Sends heartbeats while the stage works, so that a living run can be told from a dead one."""
+    """Sends heartbeats while the stage works, so that a living run can be distinguished from a dead one."""
     stop = threading.Event()
 
     def beat() -> None:

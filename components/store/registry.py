@@ -16,7 +16,7 @@ from components.store.tracking import Tracking
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 EVALUATION_RUN, EVALUATION_FINGERPRINT = "evaluation_run", "evaluation_fingerprint"
-"""Tags of a version: the run and the fingerprint of the evaluation by which it was judged."""
+"""Tags of a version: the run and the fingerprint of the evaluation that decided on it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Registry:
         return self.get(name, CHAMPION)
 
     def evaluation_of(self, version: Version) -> StageInput | None:
-        """The finished evaluation by which a version was judged; None if its tags name none, or its run is gone.
+        """Returns the finished evaluation that decided on a version; None if its tags name none, or its run is gone.
 
         Raises:
             UserError: the evaluation is not complete.

@@ -12,8 +12,16 @@ from pydantic import Field, field_validator, model_validator
 
 from components.errors import UserError, nearest
 from components.fingerprint import NO_FINGERPRINT, WHEN_SET
-from components.train.config_checks import check_first_weights, check_schedule, check_validation
-from components.train.config_parts import AttackConfig, ModelConfig, MonitorConfig, Part, ValidationConfig
+from components.train.config_parts import (
+    AttackConfig,
+    ModelConfig,
+    MonitorConfig,
+    Part,
+    ValidationConfig,
+    check_first_weights,
+    check_schedule,
+    check_validation,
+)
 from components.train.workers import check_dropout, check_workers, split_range
 
 __all__ = [

@@ -1,12 +1,17 @@
-"""AdamW's parameter groups and the learning-rate schedule, as in usual practice or as in the paper's code."""
+"""AdamW's parameter groups, the learning-rate schedule, and the averaged (EMA) weights.
+
+Groups and schedule follow usual practice or the paper's code. The average is kept on the training device, in float32,
+and updated after every step.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 NoWeightDecay = Literal["standard", "released_code"]
 
@@ -91,3 +96,32 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Sets the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+class Ema:
+    """An exponential moving average of a model's parameters; buffers are copied, never averaged.
+
+    Averaging a constant buffer makes it drift: the published ViT-S has a normaliser damaged in that way.
+    The form avg += (1 - decay) (weight - avg) loses less to rounding than decay * avg + (1 - decay) * weight.
+
+    Args:
+        model: the model to follow; the average starts at its weights.
+        decay: share kept of the average in each step, 0 <= decay < 1 (0.9999 in the released weights).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        source = dict(model.named_parameters())
+        self._pairs = [(mean, source[name]) for name, mean in self.model.named_parameters()]
+        buffers = dict(model.named_buffers())
+        self._copies = [(kept, buffers[name]) for name, kept in self.model.named_buffers()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average towards the model's present weights."""
+        means: list[Tensor] = [mean for mean, _ in self._pairs]
+        weights: list[Tensor] = [weight.detach() for _, weight in self._pairs]
+        torch._foreach_lerp_(means, weights, 1.0 - self.decay)
+        for kept, buffer in self._copies:
+            kept.copy_(buffer)

@@ -18,9 +18,8 @@ from components.process import available_cores
 from components.train.checkpoint import Snapshot
 from components.train.config import TrainConfig
 from components.train.distributed import Distributed
-from components.train.ema import Ema
 from components.train.metrics import Meter
-from components.train.optimizer import build_optimizer, is_convolutional
+from components.train.optimizer import Ema, build_optimizer, is_convolutional
 from components.train.train_step import Precision
 
 

@@ -1,4 +1,4 @@
-"""The whole pipeline on this machine, through KFP, the warm host and MLflow; then again, changed, broken, stopped."""
+"""The whole pipeline on this machine, through the runner, its children and MLflow; then again, changed, broken, stopped."""
 
 import json
 import os
@@ -38,8 +38,8 @@ def robustrain(home, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment(home), cwd=ROOT, check=False)
 
 
-def said(done):
-    """Stage -> last thing said about it."""
+def printed(done):
+    """Stage -> last thing printed about it."""
     lines = [line.partition(": ") for line in done.stdout.splitlines()]
     return {name: text for name, _, text in lines if name in STAGES and text.startswith(("done", "reused", "started"))}
 
@@ -57,7 +57,7 @@ def first(home):
 
 
 def test_every_stage_is_done_and_the_result_is_shown(first, home):
-    assert {name: text.split(",")[0] for name, text in said(first).items()} == dict.fromkeys(STAGES, "done")
+    assert {name: text.split(",")[0] for name, text in printed(first).items()} == dict.fromkeys(STAGES, "done")
     assert "mlflow ui --backend-store-uri" in first.stdout
     report = next(line.split()[-1] for line in reversed(first.stdout.splitlines()) if line.startswith("report:"))
     page = Path(report).read_text()
@@ -105,8 +105,8 @@ def test_results_have_the_documented_form(first, home):
 def test_second_run_reuses_every_stage_and_says_from_which_run(first, home):
     done = robustrain(home, "run", TINY)
     assert done.returncode == 0
-    assert set(said(done)) == set(STAGES)
-    assert all(text.startswith("reused from run ") and "of pipeline run " in text for text in said(done).values())
+    assert set(printed(done)) == set(STAGES)
+    assert all(text.startswith("reused from run ") and "of pipeline run " in text for text in printed(done).values())
 
 
 def test_change_of_one_field_runs_exactly_what_plan_said(first, home):
@@ -116,7 +116,7 @@ def test_change_of_one_field_runs_exactly_what_plan_said(first, home):
     assert to_run == {"radius", "report"}
     done = robustrain(home, "run", TINY, *change)
     assert done.returncode == 0
-    assert {name for name, text in said(done).items() if text.startswith("done")} == to_run
+    assert {name for name, text in printed(done).items() if text.startswith("done")} == to_run
 
 
 def test_failing_stage_is_one_message_with_cause_and_log(first, home, tmp_path):

@@ -127,9 +127,9 @@ def test_killing_the_command_ends_everything(house):
 def test_killing_the_parent_of_the_stages_ends_everything_in_one_message(house):
     run = Run(house)
     run.forkserver().kill()
-    _, said = run.process.communicate(timeout=60)
+    _, printed = run.process.communicate(timeout=60)
     assert run.process.returncode == 1
-    assert said.startswith("error: the pipeline stopped before any stage failed: ")
+    assert printed.startswith("error: the pipeline stopped before any stage failed: ")
     assert run.left(1) == []
 
 

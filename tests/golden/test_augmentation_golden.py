@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from components.data.augment import FILLS, HeavyAugmentation
-from components.data.randaugment import OPERATIONS, Step, apply_steps
+from components.data.augment import FILLS, OPERATIONS, HeavyAugmentation, Step, apply_steps
 from components.data.randomness import sample_keys
 
 SIDE, SAMPLES = 48, 8

@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 
-from components.data import builtin
+from components.data import sources
 from components.data.crop import RandomResizedCrop, draw_flips, random_boxes
 from components.data.randomness import sample_keys
 from components.data.sampler import BatchSampler, held_out_positions
@@ -55,7 +55,7 @@ def test_split() -> None:
 
 def test_digits_pixels() -> None:
     sha = hashlib.sha256()
-    for split, name, pixels in itertools.islice(builtin.draw_digits(), 100):
+    for split, name, pixels in itertools.islice(sources.draw_digits(), 100):
         sha.update(f"{split}/{name}".encode() + pixels.tobytes())
     assert sha.hexdigest()[:16] == DIGITS
 
@@ -63,7 +63,7 @@ def test_digits_pixels() -> None:
 def test_shapes_pixels() -> None:
     """Rounded means over each class: independent of the last bit of a machine's sine."""
     means = {}
-    for split, name, pixels in builtin.draw_shapes():
+    for split, name, pixels in sources.draw_shapes():
         if split == "val":
             means.setdefault(name, []).append(pixels.mean())
     assert {name: round(float(np.mean(values)), 1) for name, values in means.items()} == SHAPES

@@ -19,14 +19,14 @@ def _l1_nearest(x, point, eps):
     float64: an entry begins to count where the threshold passes its size, and ends where it reaches the box.
     """
     u = point - x
-    room = torch.where(u > 0, 1 - x, x)
-    threshold = torch.tensor(_l1_threshold(u.abs().flatten().tolist(), room.flatten().tolist(), eps), dtype=x.dtype)
-    return (x + u.sign() * torch.minimum((u.abs() - threshold).clamp(min=0), room)).clamp(0, 1)
+    headroom = torch.where(u > 0, 1 - x, x)
+    threshold = torch.tensor(_l1_threshold(u.abs().flatten().tolist(), headroom.flatten().tolist(), eps), dtype=x.dtype)
+    return (x + u.sign() * torch.minimum((u.abs() - threshold).clamp(min=0), headroom)).clamp(0, 1)
 
 
-def _l1_threshold(sizes, rooms, eps):
+def _l1_threshold(sizes, headrooms, eps):
     corners = [(size, 1) for size in sizes]
-    corners += [(max(size - room, 0.0), -1) for size, room in zip(sizes, rooms, strict=True)]
+    corners += [(max(size - headroom, 0.0), -1) for size, headroom in zip(sizes, headrooms, strict=True)]
     corners.sort(key=lambda corner: -corner[0])
     length, growing = 0.0, 0
     for (here, change), (ahead, _) in itertools.pairwise([*corners, (0.0, 0)]):
@@ -50,7 +50,7 @@ def _nearest(norm, x, point, eps):
 def _plain(model, x, y, norm, eps, steps):
     """One image (C, H, W); y a class or a distribution. Returns the iterate of largest loss, and the restarts from it."""
 
-    def look(point):
+    def probe(point):
         point = point.clone().requires_grad_()
         logits = model(point[None])[0]
         loss = -F.log_softmax(logits, 0)[y] if y.ndim == 0 else -(y * F.log_softmax(logits, 0)).sum()
@@ -60,7 +60,7 @@ def _plain(model, x, y, norm, eps, steps):
     step, top_k, moved_before = (eps if norm == "L1" else 2 * eps), 0.05, float(entries)
     interval = max(int(0.04 * steps), 1) if norm == "L1" else max(int(0.22 * steps), 1)
     current, previous = x.clone(), x.clone()
-    gradient, loss = look(current)
+    gradient, loss = probe(current)
     best, best_gradient, best_loss = current, gradient, loss
     table, since, halved_before, best_before, restarts = [0.0], 0, True, best_loss, 0
     for i in range(steps):
@@ -75,7 +75,7 @@ def _plain(model, x, y, norm, eps, steps):
             direction = gradient.sign() if norm == "Linf" else gradient / ((gradient**2).sum().sqrt() + 1e-12)
             ahead = _nearest(norm, x, current + step * direction, eps)
             current = _nearest(norm, x, current + (ahead - current) * a + momentum * (1 - a), eps)
-        gradient, loss = look(current)
+        gradient, loss = probe(current)
         table.append(loss)
         if loss > best_loss:
             best, best_gradient, best_loss = current, gradient, loss

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from components.attack import step_size
-from components.attack.apgd import apgd
-from components.attack.step_size import Halving
+from components.attack import apgd as module
+from components.attack.apgd import Halving, apgd
 
 autopgd = pytest.importorskip("pyautoattack.autopgd_base")
 
@@ -56,7 +55,7 @@ def test_l1_agrees_with_an_equal_first_share(setting, monkeypatch, steps):
         # Without `x_init` it starts at x plus normal noise, which is nothing here; with one it has another first share.
         patch.setattr(torch, "randn", lambda *shape, **options: torch.zeros(*shape, **options))
         best, _, loss, _ = attack.attack_single_run(x, y)
-    monkeypatch.setattr(step_size, "TRAINING_TOP_K", EVALUATION_TOP_K)
+    monkeypatch.setattr(module, "TRAINING_TOP_K", EVALUATION_TOP_K)
     found = apgd(model, x, y, norm="L1", eps=RADII["L1"], steps=steps)
     # A hundred steps add the search's error up: one entry of 1,152 is 1.01e-6 away.
     torch.testing.assert_close(found.x_adv, best, atol=1e-6 if steps <= 10 else 2e-6, rtol=0)

@@ -12,7 +12,7 @@ from timm.data.auto_augment import AugmentOp, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 
 from components.data import augment
-from components.data.randaugment import OPERATIONS, Step, apply_steps, draw_steps
+from components.data.augment import OPERATIONS, Step, apply_steps, draw_steps
 from components.data.randomness import draws
 
 FILL = (124, 116, 104)

@@ -16,9 +16,9 @@ def _points(seed, spread):
 def _bisected(point, x, eps):
     """Independent: the threshold by 200 halvings."""
     u = (point - x).flatten(1)
-    room = torch.where(u > 0, 1 - x.flatten(1), x.flatten(1))
+    headroom = torch.where(u > 0, 1 - x.flatten(1), x.flatten(1))
     low, high = torch.zeros(len(u), 1, dtype=u.dtype), u.abs().amax(1, keepdim=True)
-    shrunk = lambda t: torch.minimum((u.abs() - t).clamp(min=0), room)  # noqa: E731
+    shrunk = lambda t: torch.minimum((u.abs() - t).clamp(min=0), headroom)  # noqa: E731
     inside = shrunk(low).sum(1, keepdim=True) <= eps
     for _ in range(200):
         middle = (low + high) / 2

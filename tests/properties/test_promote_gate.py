@@ -15,7 +15,7 @@ def rules(**changes):
     return PromoteConfig(evaluation="e", model="m", **changes)
 
 
-def judged(robust, clean=None, **changes):
+def judged_result_of(robust, clean=None, **changes):
     robust = tuple(robust)
     share = sum(robust) / len(robust)
     base = {
@@ -44,7 +44,9 @@ shares = st.floats(0, 1)
 @given(verdicts, verdicts, shares, shares, shares, st.booleans())
 def test_promoted_exactly_when_nothing_failed(a, b, least, clean, margin, significant):
     answer = decide(
-        judged(a), judged(b), rules(min_robust=least, min_clean=clean, min_robust_gain=margin, significant=significant)
+        judged_result_of(a),
+        judged_result_of(b),
+        rules(min_robust=least, min_clean=clean, min_robust_gain=margin, significant=significant),
     )
     assert answer.promote == (not answer.failed)
     assert len(answer.reasons) == len(answer.failed) + len(answer.passed) >= 5
@@ -52,12 +54,14 @@ def test_promoted_exactly_when_nothing_failed(a, b, least, clean, margin, signif
 
 @given(verdicts, st.booleans())
 def test_a_model_never_beats_itself(a, significant):
-    assert not decide(judged(a), judged(a), rules(significant=significant)).promote
+    assert not decide(judged_result_of(a), judged_result_of(a), rules(significant=significant)).promote
 
 
 @given(verdicts, verdicts)
 def test_two_models_never_both_beat_each_other(a, b):
-    first, second = (decide(judged(x), judged(y), rules(max_clean_drop=1)).promote for x, y in ((a, b), (b, a)))
+    first, second = (
+        decide(judged_result_of(x), judged_result_of(y), rules(max_clean_drop=1)).promote for x, y in ((a, b), (b, a))
+    )
     assert not (first and second)
     assert (first or second) == (sum(a) != sum(b))
 
@@ -66,7 +70,9 @@ def test_two_models_never_both_beat_each_other(a, b):
 def test_one_more_robust_image_never_costs_a_promotion(a, b, place):
     better = [flag or k == place for k, flag in enumerate(a)]
     one, other = (
-        decide(judged(x, 0.95), judged(b, 0.95), rules(min_robust=0.3, min_robust_gain=0.05)).promote
+        decide(
+            judged_result_of(x, 0.95), judged_result_of(b, 0.95), rules(min_robust=0.3, min_robust_gain=0.05)
+        ).promote
         for x in (a, better)
     )
     assert other or not one
@@ -74,7 +80,7 @@ def test_one_more_robust_image_never_costs_a_promotion(a, b, place):
 
 @given(verdicts, shares)
 def test_without_a_champion_only_the_minima_count(a, least):
-    figure = judged(a)
+    figure = judged_result_of(a)
     assert decide(figure, None, rules(min_robust=least)).promote == (figure.interval[0] >= least)
 
 
@@ -93,7 +99,7 @@ def test_without_a_champion_only_the_minima_count(a, least):
     ],
 )
 def test_results_under_other_conditions_are_never_compared(name, value):
-    good, poor = judged([True] * N), judged([False] * N)
+    good, poor = judged_result_of([True] * N), judged_result_of([False] * N)
     assert decide(good, poor, rules(attack="any")).promote
     answer = decide(good, poor.model_copy(update={name: value}), rules(attack="any"))
     assert not answer.promote
@@ -101,13 +107,13 @@ def test_results_under_other_conditions_are_never_compared(name, value):
 
 
 def test_a_champion_without_a_result_blocks():
-    answer = decide(judged([True] * N), None, rules(), has_champion=True)
+    answer = decide(judged_result_of([True] * N), None, rules(), has_champion=True)
     assert not answer.promote
     assert "left no result" in answer.failed[0]
 
 
 def test_a_reduced_attack_is_not_enough_unless_allowed():
-    reduced = judged([True] * N, attack="APGD-CE")
+    reduced = judged_result_of([True] * N, attack="APGD-CE")
     answer = decide(reduced, None, rules())
     assert not answer.promote
     assert "measured by APGD-CE; AutoAttack is asked for" in answer.failed[0]
@@ -115,7 +121,7 @@ def test_a_reduced_attack_is_not_enough_unless_allowed():
 
 
 def test_the_low_end_of_the_interval_has_to_reach_the_minimum():
-    figure = judged([True] * 36 + [False] * 24)
+    figure = judged_result_of([True] * 36 + [False] * 24)
     assert figure.robust_accuracy == 0.6
     assert figure.interval[0] == pytest.approx(0.5)
     assert decide(figure, None, rules(min_robust=0.45)).promote
@@ -123,16 +129,16 @@ def test_the_low_end_of_the_interval_has_to_reach_the_minimum():
 
 
 def test_gain_and_clean_drop_are_counted_in_images():
-    champion = judged([True] * 30 + [False] * 30, 0.9)
-    better = judged([True] * 33 + [False] * 27, 0.9 - 1 / 60)
+    champion = judged_result_of([True] * 30 + [False] * 30, 0.9)
+    better = judged_result_of([True] * 33 + [False] * 27, 0.9 - 1 / 60)
     assert decide(better, champion, rules(min_robust_gain=0.05, max_clean_drop=1 / 60)).promote
     assert not decide(better, champion, rules(min_robust_gain=0.051, max_clean_drop=1 / 60)).promote
     assert not decide(better, champion, rules(min_robust_gain=0.05, max_clean_drop=0.016)).promote
 
 
 def test_significance_asks_for_more_than_a_gain():
-    champion = judged([True] * 30 + [False] * 30)
-    little, much = judged([True] * 32 + [False] * 28), judged([True] * 45 + [False] * 15)
+    champion = judged_result_of([True] * 30 + [False] * 30)
+    little, much = judged_result_of([True] * 32 + [False] * 28), judged_result_of([True] * 45 + [False] * 15)
     assert decide(little, champion, rules()).promote
     assert not decide(little, champion, rules(significant=True)).promote
     assert decide(much, champion, rules(significant=True)).promote
@@ -143,7 +149,7 @@ def test_significance_asks_for_more_than_a_gain():
 
 @given(verdicts)
 def test_a_longer_attack_is_enough_if_a_part_of_it_is_asked_for(a):
-    whole = judged(a)
+    whole = judged_result_of(a)
     assert decide(whole, None, rules(attack="APGD-CE")).promote
     assert not decide(whole.model_copy(update={"attack": "APGD-CE"}), None, rules(attack="APGD-CE+APGD-T")).promote
 
@@ -151,7 +157,7 @@ def test_a_longer_attack_is_enough_if_a_part_of_it_is_asked_for(a):
 @given(verdicts, verdicts)
 def test_the_paired_difference_is_antisymmetric_and_contains_itself(a, b):
     def interval(flags):
-        return judged(flags).interval
+        return judged_result_of(flags).interval
 
     one, other = paired_difference(a, b, interval(a), interval(b)), paired_difference(b, a, interval(b), interval(a))
     assert one.difference == pytest.approx(-other.difference)

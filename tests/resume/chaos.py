@@ -22,7 +22,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.launch.sessions import session_members
+from components.process import session_members
 from tests.resume.small_training import TIMED
 
 TRAINING = {

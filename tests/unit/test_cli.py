@@ -38,7 +38,7 @@ def test_help_names_every_command():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (("run", "quickstrat"), "did you mean 'quickstart'"),
         (("plan", "quickstart", "--set", "adversarial.epohcs=3"), "did you mean 'epochs'"),
@@ -47,6 +47,8 @@ def test_help_names_every_command():
         (("run", "quickstart", "--on", "mars"), "--on"),
         (("run", "quickstart", "--on", "kubeflow", "--again", "pretrain"), "--again: has no effect on a cluster"),
         (("run", "quickstart", "--on", "kubeflow", "-j", "3"), "--jobs: has no effect on a cluster"),
+        (("run", "quickstart", "--on", "kubeflow", "--runner", "kfp"), "--runner: has no effect on a cluster"),
+        (("run", "quickstart", "--runner", "kpf"), "--runner: unknown runner, did you mean 'kfp'?"),
         (("cancel", "some-run"), "ROBUSTRAIN_KFP_HOST"),
         (("results",), "no run is known here"),
         (("report",), "no run is known here"),
@@ -56,12 +58,12 @@ def test_help_names_every_command():
         (("experiments", "steps-smal"), "did you mean 'steps-small'"),
     ],
 )
-def test_mistakes_are_one_line_and_status_2(arguments, said, tmp_path):
+def test_mistakes_are_one_line_and_status_2(arguments, expected, tmp_path):
     done = robustrain(*arguments, home=tmp_path / "home")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
-    assert said in done.stderr
+    assert expected in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "home").exists()
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from components.data import builtin
+from components.data import sources
 from components.data.config import EncodeConfig, source_digest
 from components.data.sources import open_source
 from components.errors import UserError
@@ -54,7 +54,7 @@ def test_shapes_are_twelve_even_classes(tmp_path: Path) -> None:
 
 
 def test_shapes_are_the_same_every_time_and_all_different() -> None:
-    one, same = ([image.tobytes() for _, _, image in itertools.islice(builtin.draw_shapes(), 60)] for _ in range(2))
+    one, same = ([image.tobytes() for _, _, image in itertools.islice(sources.draw_shapes(), 60)] for _ in range(2))
     assert one == same
     assert len(set(one)) == 60
 

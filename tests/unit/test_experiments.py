@@ -104,6 +104,6 @@ def test_exit_status_is_nonzero_when_one_failed(home, monkeypatch, capsys):
     with pytest.raises(typer.Exit) as ended:
         cli.experiments(["steps-small"])
     assert ended.value.exit_code == 1
-    told = capsys.readouterr()
-    assert str(home.home / "experiments.html") in told.out
-    assert "steps-small: stage a failed" in told.err
+    printed = capsys.readouterr()
+    assert str(home.home / "experiments.html") in printed.out
+    assert "steps-small: stage a failed" in printed.err

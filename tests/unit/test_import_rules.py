@@ -114,7 +114,7 @@ def test_training_step_stands_alone():
         ("pipeline/x.py", "import torch", True),
         ("pipeline/x.py", "from components.train.loop import fit", True),
         ("pipeline/x.py", "from components.train.config import TrainConfig", False),
-        ("components/train/x.py", "import components.evaluate.gallery", True),
+        ("components/train/x.py", "import components.evaluate.results", True),
         ("components/report/x.py", "from components.evaluate.config import Threat", True),
         ("components/report/x.py", "from components.models.weights import read_card", True),
         ("components/report/x.py", "from components.wording import percent", False),

@@ -1,4 +1,4 @@
-"""The matrix of a recipe: what fans out, with which values, and what is said about each mistake."""
+"""The matrix of a recipe: what fans out, with which values, and the message of each mistake."""
 
 import pytest
 import yaml
@@ -127,7 +127,7 @@ def test_overrides_reach_one_cell_all_cells_and_the_axis(path):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         ("adversarial-{stam}-{threat}.epochs=7", "did you mean 'adversarial-{stem}-{threat}'"),
         ("adversarial-konv-l2.epochs=7", "did you mean 'adversarial-conv-l2'"),
@@ -135,10 +135,10 @@ def test_overrides_reach_one_cell_all_cells_and_the_axis(path):
         ("matrix.stem=[]", "matrix.stem: an axis is a list of scalars"),
     ],
 )
-def test_override_mistakes(path, given, said):
+def test_override_mistakes(path, given, expected):
     with pytest.raises(UserError) as caught:
         load(path, [given])
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def changed(name, entry, **matrix):
@@ -148,7 +148,7 @@ def changed(name, entry, **matrix):
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "expected"),
     [
         (document(stem=[]), "matrix.stem: an axis is a list of scalars or a mapping"),
         (document(stem="conv"), "matrix.stem: an axis is a list of scalars or a mapping"),
@@ -191,11 +191,11 @@ def changed(name, entry, **matrix):
         ({"name": "x", "stages": {"evaluate-{stem}": {}}}, "(none: the recipe has no matrix)"),
     ],
 )
-def test_mistakes_are_one_line_with_place_and_remedy(found, said):
+def test_mistakes_are_one_line_with_place_and_remedy(found, expected):
     with pytest.raises(UserError) as caught:
         build(found)
     message = str(caught.value)
-    assert said.lower() in message.lower()
+    assert expected.lower() in message.lower()
     assert "\n" not in message
     assert caught.value.remedy
     assert caught.value.where

@@ -7,8 +7,7 @@ import pytest
 from components.errors import UserError
 from components.promote.config import PromoteConfig
 from components.promote.gate import Decision, JudgedResult, judged_result, result_to_compare
-from components.promote.registry_card import model_card
-from components.promote.stage import run
+from components.promote.stage import model_card, run
 from components.result_rows import read_results, read_verdicts
 from components.store.registry import Registry
 from tests.result_documents import results_document, row_document, verdicts_document, worst_case_document
@@ -61,7 +60,7 @@ def verdicts(robust, n=50):
     return verdicts_document(THREATS, words, resolution=32)
 
 
-def judged(document, found, config):
+def judged_result_of(document, found, config):
     return judged_result(read_results(document, where="e"), read_verdicts(found, where="e"), config)
 
 
@@ -93,16 +92,16 @@ def promoted(run_stage, storage):
 
         config = {"data": "d", "init": "random", "model": {"name": "convnext_micro"}, "attack": {"eps": 0.1}}
         net = run_stage("adversarial", config, {}, name="net", seed=seed, function=train)
-        judged = run_stage("evaluate", {"model": "net"}, {"model": net}, seed=seed, function=evaluate)
-        return net, go.again(net, judged, seed, **changes)
+        evaluation = run_stage("evaluate", {"model": "net"}, {"model": net}, seed=seed, function=evaluate)
+        return net, go.again(net, evaluation, seed, **changes)
 
-    def again(net, judged, seed, **changes):
-        go.last = net, judged
+    def again(net, evaluation, seed, **changes):
+        go.last = net, evaluation
         stage = {"evaluation": "evaluate", "model": "net", "name": "digits-net", **changes}
         return run_stage(
             "promote",
             stage,
-            {"model": net, "evaluation": judged},
+            {"model": net, "evaluation": evaluation},
             seed=seed,
             function=lambda job: run(job, Registry(storage)),
         )
@@ -154,23 +153,23 @@ def test_an_evaluation_of_the_same_weights_from_another_run_counts(promoted):
 
 
 def test_the_judged_result_is_the_one_that_was_named():
-    found = judged(results(30), verdicts(30), rules())
+    found = judged_result_of(results(30), verdicts(30), rules())
     assert (found.norm, found.robust_accuracy, sum(found.robust), len(found.robust)) == ("Linf", 0.6, 30, 50)
-    other = judged(results(30), verdicts(30), rules(norm="L2", eps="2"))
+    other = judged_result_of(results(30), verdicts(30), rules(norm="L2", eps="2"))
     assert (other.norm, other.attack, sum(other.robust)) == ("L2", "APGD-CE", 3)
     with pytest.raises(UserError, match=r"no result to judge.*Linf 4/255 by AutoAttack, L2 2 by APGD-CE"):
-        judged(results(30), verdicts(30), rules(norm="L1"))
+        judged_result_of(results(30), verdicts(30), rules(norm="L1"))
 
 
 def test_the_strongest_attack_on_a_threat_is_judged():
     document = results(30)
     document["rows"].insert(0, row(40, attack="APGD-CE"))
-    assert judged(document, verdicts(30), rules()).robust_accuracy == 0.6
+    assert judged_result_of(document, verdicts(30), rules()).robust_accuracy == 0.6
 
 
 def compared(document, **changes):
     """The champion's result that is chosen for a challenger judged under the first threat, with some of it changed."""
-    challenger = judged(results(30), verdicts(30), rules()).model_copy(update=changes)
+    challenger = judged_result_of(results(30), verdicts(30), rules()).model_copy(update=changes)
     return result_to_compare(read_results(document, where="e"), read_verdicts(verdicts(20), where="e"), challenger)
 
 

@@ -1,4 +1,4 @@
-"""Recipes: what loads, in which order, and what is said about each mistake."""
+"""Recipes: what loads, in which order, and the message of each mistake."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_every_recipe_of_the_project_loads_and_names_itself(name):
 
 
 @pytest.mark.parametrize(
-    ("document", "said"),
+    ("document", "expected"),
     [
         (small(adversarial={"epoch": 3}), "stages.adversarial.epoch: unknown key, did you mean 'epochs'? (got 3)"),
         (
@@ -60,11 +60,11 @@ def test_every_recipe_of_the_project_loads_and_names_itself(name):
         ),
     ],
 )
-def test_mistakes_are_one_line_with_field_and_remedy(document, said):
+def test_mistakes_are_one_line_with_field_and_remedy(document, expected):
     with pytest.raises(UserError) as caught:
         build(document)
     message = str(caught.value)
-    assert message.startswith(said) or said in message
+    assert message.startswith(expected) or expected in message
     assert "\n" not in message
     assert caught.value.remedy
 
@@ -117,17 +117,17 @@ def test_overrides_reach_stages_and_head(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("adversaril.epochs=7", "did you mean 'adversarial'"),
         ("adversarial.epochs", "KEY=VALUE"),
         ("adversarial.epohcs=7", "did you mean 'epochs'"),
     ],
 )
-def test_override_mistakes(tmp_path, override, said):
+def test_override_mistakes(tmp_path, override, expected):
     path = tmp_path / "small.yaml"
     path.write_text(SMALL)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=expected):
         load(str(path), [override])
 
 

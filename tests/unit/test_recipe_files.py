@@ -21,7 +21,7 @@ def refused(tmp_path, content, overrides=()):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (SMALL + "  digits: {kind: encode, source: shapes}\n", f"bad.yaml:9: {TWICE} (got 'digits'). keep one of them; the first is on line 7."),
         ("name: a\nseed: 1\nname: b\n", f"bad.yaml:3: {TWICE} (got 'name'). keep one of them; the first is on line 1."),
@@ -37,8 +37,8 @@ def refused(tmp_path, content, overrides=()):
         ("", "bad.yaml: a recipe is a mapping"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_recipe_is_named_with_its_line(tmp_path, content, said):
-    assert refused(tmp_path, content).startswith(said)
+def test_a_file_that_is_no_recipe_is_named_with_its_line(tmp_path, content, expected):
+    assert refused(tmp_path, content).startswith(expected)
 
 
 def test_a_mapping_may_repeat_what_it_merges(tmp_path):
@@ -60,7 +60,7 @@ def test_a_file_that_cannot_be_opened_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("document", "said"),
+    ("document", "expected"),
     [
         ({"name": "x", "stages": {1: {"kind": "encode", "source": "digits"}}}, "stages.1: a stage's name has at most 36"),
         ({"name": "x", "stages": {None: {}}}, "stages.None: a stage's name has at most 36"),
@@ -75,14 +75,14 @@ def test_a_file_that_cannot_be_opened_is_said(tmp_path):
         ({**small(), "match_released_code": "perhaps"}, "match_released_code: "),
     ],
 )  # fmt: skip
-def test_names_and_kinds_that_are_no_words_are_refused(document, said):
+def test_names_and_kinds_that_are_no_words_are_refused(document, expected):
     with pytest.raises(UserError) as caught:
         build(document)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(expected)
 
 
 @pytest.mark.parametrize(
-    ("content", "given", "said"),
+    ("content", "given", "expected"),
     [
         ("name: x\nstages: {1: {kind: encode, source: digits}}\n", "adversarial.lr=1", "--set: no stage or field"),
         ("name: x\nstages: [1]\n", "adversarial.lr=1", "--set: no stage or field"),
@@ -90,5 +90,5 @@ def test_names_and_kinds_that_are_no_words_are_refused(document, said):
         (SMALL, "match_released_code=maybe", "match_released_code: "),
     ],
 )
-def test_overrides_of_what_is_not_there_are_refused(tmp_path, content, given, said):
-    assert refused(tmp_path, content, [given]).startswith(said)
+def test_overrides_of_what_is_not_there_are_refused(tmp_path, content, given, expected):
+    assert refused(tmp_path, content, [given]).startswith(expected)

@@ -161,7 +161,7 @@ def test_items_of_lists_have_sources_and_so_have_the_lists():
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "expected"),
     [
         ("adversaril.lr", "no stage, kind or field 'adversaril', did you mean 'adversarial'?"),
         ("radius.lr", "no stage, kind or field 'radius'"),
@@ -174,11 +174,11 @@ def test_items_of_lists_have_sources_and_so_have_the_lists():
         ("seed.x", "no stage, kind or field 'seed'"),
     ],
 )
-def test_a_key_that_speaks_for_nothing_is_refused(key, said):
+def test_a_key_that_speaks_for_nothing_is_refused(key, expected):
     with pytest.raises(UserError) as caught:
         with_sources({key: "somewhere"})
     message = str(caught.value)
-    assert message.startswith(f"sources: this source covers nothing: there is {said}")
+    assert message.startswith(f"sources: this source covers nothing: there is {expected}")
     assert f"(got {key!r})" in message
     assert "\n" not in message
 

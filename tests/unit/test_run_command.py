@@ -40,8 +40,8 @@ def test_run_again_says_which_finished_stages_it_leaves_alone(monkeypatch, capsy
     monkeypatch.setattr(run_command, "run_with_display", lambda *_: None)
     monkeypatch.setattr(run_command, "_conclude", lambda *_: None)
     run_command.run_and_show(build(small()), ("pretrain",), 0)
-    said = " ".join(capsys.readouterr().out.split())
-    assert said == (
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed == (
         "--again: finished stages that depend on it are reused (adversarial, evaluate); name them too to run them again"
     )
     run_command.run_and_show(build(small()), ("evaluate",), 0)

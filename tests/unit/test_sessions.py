@@ -3,7 +3,7 @@
 import subprocess
 import time
 
-from components.launch import sessions
+from components import process
 
 SCRIPT = """
 trap 'touch "$1"; exit' TERM
@@ -24,25 +24,25 @@ def _members(folder):
 
 
 def test_rays_processes_are_left_to_their_driver_until_the_grace_is_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(sessions, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(process, "GRACE_SECONDS", 0.5)
     leader = _members(tmp_path)
-    sessions.end_sessions([leader.pid])
+    process.end_sessions([leader.pid])
     leader.wait()
     assert (tmp_path / "ours").exists()
     assert not (tmp_path / "rays").exists()
-    assert sessions.session_members(leader.pid) == []
+    assert process.session_members(leader.pid) == []
 
 
 def test_sessions_that_have_ended_take_no_time(monkeypatch):
-    monkeypatch.setattr(sessions.time, "sleep", lambda _: (_ for _ in ()).throw(AssertionError("it waited")))
+    monkeypatch.setattr(process.time, "sleep", lambda _: (_ for _ in ()).throw(AssertionError("it waited")))
     leader = subprocess.Popen(["true"], start_new_session=True)
     leader.wait()
-    sessions.end_sessions([leader.pid])
+    process.end_sessions([leader.pid])
 
 
 def test_a_leader_counts_before_it_has_made_its_session():
     """A child is known by its process id before it has come so far."""
     child = subprocess.Popen(["sleep", "60"])
-    assert sessions.session_members(child.pid) == [child.pid]
-    sessions.end_sessions([child.pid])
+    assert process.session_members(child.pid) == [child.pid]
+    process.end_sessions([child.pid])
     assert child.wait(20) == -15

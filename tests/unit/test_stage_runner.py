@@ -97,13 +97,13 @@ def test_stage_without_a_complete_result_is_an_error(here, tracking):
 
 
 def test_a_run_that_another_pipeline_completes_meanwhile_stays_complete(here, tracking, monkeypatch):
-    """Between the look and the claim; the stage must neither run again nor unmark what is finished."""
+    """Between the search and the claim; the stage must neither run again nor unmark what is finished."""
     spec = stage_runner.specify(encoding(), [], "", here.cache)
     other = spec.model_copy(update={"run_id": tracking.begin(spec)})
-    look = Tracking.find
+    find = Tracking.find
 
     def slowly(self, fingerprint, deep=True):
-        found = look(self, fingerprint, deep)
+        found = find(self, fingerprint, deep)
         if found.state == "interrupted":
             execute(other, here, STAGES["encode"].function())
         return found

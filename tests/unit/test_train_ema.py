@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from components.train.ema import Ema
+from components.train.optimizer import Ema
 
 
 class Net(nn.Module):

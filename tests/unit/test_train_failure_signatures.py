@@ -3,7 +3,7 @@
 import pytest
 
 from components.train.config import MonitorConfig
-from components.train.failure_signatures import REMEDIES, findings, is_good
+from components.train.monitor import REMEDIES, findings, is_good
 
 HEALTHY = {
     "clean_accuracy": 0.6,

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from components.errors import UserError
+from components.report.charts import fine_share, relative
 from components.report.config import ExperimentConfig
 from components.report.data import Measurement, ReportStage
 from components.report.experiment import examine, frontier, summary
 from components.report.page import build_report
-from components.report.spectra import fine_share, relative
 from components.report.stage import model_name, with_recipe_names
 from components.result_rows import ResultRow, read_results, read_verdicts
 from components.statistics import paired_difference
