@@ -2,7 +2,7 @@
 
 import torch
 
-from components.attack.step_size import Sparsity
+from components.attack.apgd import Sparsity
 
 
 def test_the_l1_step_never_falls_below_a_tenth_of_eps():
