@@ -8,7 +8,7 @@ import torch
 
 from components.data.jpeg import decoder_name
 from components.models import build_model, forward_macs
-from components.train import throughput
+from components.train import metrics
 from components.train.config import AdversarialConfig
 from components.train.metrics import Meter, MetricsReporter, progress_note
 from components.train.prometheus import MetricsServer, start_metrics_server
@@ -29,7 +29,7 @@ from tests.small_training import NETWORK, SMALL, encoded, job, train
 )
 def test_what_a_step_costs(attack, forwards):
     """Clean 3 forwards, APGD-2 8, without the choice of the best iterate 7."""
-    assert throughput.forwards(attack) == forwards
+    assert metrics.forwards(attack) == forwards
 
 
 @pytest.mark.parametrize("attack", [AttackSettings("Linf", 0.1, 2), AttackSettings("Linf", 0.1, 1, name="fgsm"), None])
@@ -52,19 +52,17 @@ def test_a_steps_cost_is_what_it_runs(attack):
         precision=Precision("cpu"),
         global_batch=2,
     )
-    assert sum(calls) + 1 == throughput.forwards(attack), "the update's backward also goes by the weights"
+    assert sum(calls) + 1 == metrics.forwards(attack), "the update's backward also goes by the weights"
 
 
 def test_flops_are_counted_from_the_network():
     model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, **NETWORK["kwargs"])
-    assert (
-        throughput.step_flops(model, AttackSettings("Linf", 0.1, 2), resolution=32) == 16 * forward_macs(model, 32) > 0
-    )
+    assert metrics.step_flops(model, AttackSettings("Linf", 0.1, 2), resolution=32) == 16 * forward_macs(model, 32) > 0
 
 
 def test_a_cpus_peak_is_not_guessed():
-    assert throughput.measured_peak(torch.device("cpu"), torch.float32) is None
-    assert 0.05 < throughput.memory_gib(torch.device("cpu")) < 100
+    assert metrics.measured_peak(torch.device("cpu"), torch.float32) is None
+    assert 0.05 < metrics.memory_gib(torch.device("cpu")) < 100
 
 
 def test_figures_are_means_over_images():
