@@ -294,8 +294,8 @@ def test_an_interruption_before_the_creation_is_answered_deletes_our_job_and_no_
     with pytest.raises(KeyboardInterrupt):
         launch(cluster)
     assert list(cluster.jobs) == left
-    [record] = [record for record in caplog.records if record.name.endswith("rayjob_cleanup")]
-    assert record.getMessage() == f"RayJob {NAME}: {'did not exist any more' if left else 'deleted'}"
+    text = f"RayJob {NAME}: {'did not exist any more' if left else 'deleted'}"
+    [record] = [record for record in caplog.records if record.getMessage() == text]
     assert record.threadName == "MainThread", "another thread would wait for a lock that the main thread may hold"
 
 
