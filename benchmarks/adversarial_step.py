@@ -34,8 +34,7 @@ from benchmarks.rows import Row, row, show
 from benchmarks.subprocess_timer import subprocess_timer
 from benchmarks.timing import Times, Work, side_by_side
 from components.models import build_model
-from components.train.ema import Ema
-from components.train.optimizer import build_optimizer
+from components.train.optimizer import Ema, build_optimizer
 from components.train.train_step import AttackSettings, Precision, train_step
 
 EPS, LR, CLASSES = 4 / 255, 1e-6, 1000

@@ -89,9 +89,9 @@ def test_a_killed_worker_and_a_request_to_end_cost_no_bits(run_stage, storage, m
     with Killer(storage.home) as killer:
         struck = run_stage("adversarial", CONFIG, {"data": data})
     assert killer.killed, "no worker was killed: the test shows nothing"
-    messages = "".join(capfd.readouterr())
-    assert "was interrupted and goes on" in messages
-    assert "continuing from epoch" in messages
+    printed = "".join(capfd.readouterr())
+    assert "was interrupted and goes on" in printed
+    assert "continuing from epoch" in printed
     _same(struck, calm)
 
     with Killer(storage.home, ask=True) as killer, pytest.raises(Terminated):

@@ -8,7 +8,7 @@ import torch
 
 from components.data.jpeg import decoder_name
 from components.models import build_model, forward_macs
-from components.train import throughput
+from components.train import metrics
 from components.train.config import AdversarialConfig
 from components.train.metrics import Meter, MetricsReporter, progress_note
 from components.train.prometheus import MetricsServer, start_metrics_server
@@ -29,7 +29,7 @@ from tests.small_training import NETWORK, SMALL, encoded, job, train
 )
 def test_what_a_step_costs(attack, forwards):
     """Clean 3 forwards, APGD-2 8, without the choice of the best iterate 7."""
-    assert throughput.forwards(attack) == forwards
+    assert metrics.forwards(attack) == forwards
 
 
 @pytest.mark.parametrize("attack", [AttackSettings("Linf", 0.1, 2), AttackSettings("Linf", 0.1, 1, name="fgsm"), None])
@@ -52,19 +52,17 @@ def test_a_steps_cost_is_what_it_runs(attack):
         precision=Precision("cpu"),
         global_batch=2,
     )
-    assert sum(calls) + 1 == throughput.forwards(attack), "the update's backward also goes by the weights"
+    assert sum(calls) + 1 == metrics.forwards(attack), "the update's backward also goes by the weights"
 
 
 def test_flops_are_counted_from_the_network():
     model = build_model("convnext_micro", stem="conv", num_classes=10, resolution=32, **NETWORK["kwargs"])
-    assert (
-        throughput.step_flops(model, AttackSettings("Linf", 0.1, 2), resolution=32) == 16 * forward_macs(model, 32) > 0
-    )
+    assert metrics.step_flops(model, AttackSettings("Linf", 0.1, 2), resolution=32) == 16 * forward_macs(model, 32) > 0
 
 
 def test_a_cpus_peak_is_not_guessed():
-    assert throughput.measured_peak(torch.device("cpu"), torch.float32) is None
-    assert 0.05 < throughput.memory_gib(torch.device("cpu")) < 100
+    assert metrics.measured_peak(torch.device("cpu"), torch.float32) is None
+    assert 0.05 < metrics.memory_gib(torch.device("cpu")) < 100
 
 
 def test_figures_are_means_over_images():
@@ -111,9 +109,9 @@ def test_the_live_note_and_long_epochs_in_mlflow():
     report = Report()
     reporter = _reporter(report, log_interval_s=1e-9)
     reporter.live(FIGURES, {"images_per_s": 100.0, "data_wait": 0.25}, epoch=1, batch=2, per_epoch=10)
-    note = report.notes[0]["note"]
+    printed = report.notes[0]["note"]
     for part in ("epoch 2/2", "loss 1.250", "waiting 25%", "TFLOP/s", "GiB", "gradient 3", "flips 25%"):
-        assert part in note
+        assert part in printed
     step, metrics = report.metrics[0]
     assert step == 12
     assert metrics["live_loss"] == 1.25
