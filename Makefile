@@ -8,11 +8,7 @@ TEST_WORKERS ?= 2
 # The environment is made anew only when what it is made from has changed.
 STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml docker/ffcv.sh 2>/dev/null | sha256sum | cut -c1-16)
 
-<<<<<<< HEAD
-.PHONY: help quickstart experiments chaos kill-moments test check setup ffcv format lint types docs lock bench clean
-=======
-.PHONY: help quickstart experiments chaos test test-fast check setup ffcv format lint types docs lock bench clean
->>>>>>> store
+.PHONY: help quickstart experiments chaos kill-moments test test-fast check setup ffcv format lint types docs lock bench clean
 
 help:  ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from components.result_rows import ResultRow, WorstCaseRow
 
 RUNNERS = ("local", "kfp")
-"""What runs the stages here: this module's scheduler, or KFP's own local runner, one step after the other."""
+"""What runs the stages: the scheduler of this package, or KFP's own local runner, one step after the other."""
 _PRELOAD = ("pipeline.stage_runner", "numpy", "cv2", "mlflow.tracking")
 _PRELOAD_TORCH = ("torch", "timm", "components.models", "ray.train")
 """Modules that are imported once, before the first stage is forked; the second line if a stage needs torch."""
@@ -121,7 +121,7 @@ class _Run:
         self, recipe: Recipe, storage: StorageSettings, again: tuple[str, ...], jobs: int, folder: Path
     ) -> None:
         self.log = folder / "pipeline.log"
-        self._recipe, self._places, self._again, self._folder = recipe, storage, again, folder
+        self._recipe, self._storage, self._again, self._folder = recipe, storage, again, folder
         self._max_parallel = max_parallel(recipe, jobs)
         # A run that somebody has opened for something else must not become the run of every stage.
         self._children = Children(self._environment(), without=(ADOPTED_VARIABLE,))
@@ -139,7 +139,7 @@ class _Run:
         kept.pop(ADOPTED_VARIABLE, None)
         return {
             **kept,
-            **self._places.environment(),
+            **self._storage.environment(),
             LIVE_VARIABLE: str(self._folder),
             CORES_VARIABLE: str(cores),
         }
@@ -168,10 +168,10 @@ class _Run:
 
     def _open(self) -> None:
         """Opens the pipeline run in MLflow; makes the data base if there is none."""
-        if self._places.is_fresh:
+        if self._storage.is_fresh:
             self._preload(list(self._recipe.stages))  # Everything has to be run: import while MLflow does, too.
         with _no_garbage_collection():
-            self._tracking = Tracking(self._places)
+            self._tracking = Tracking(self._storage)
         self._tracking.close_left_open()
         name = self._recipe.name
         self._run_id = self._tracking.open_pipeline_run(name, {"recipe": name}, self._recipe.resolved())
@@ -198,7 +198,7 @@ class _Run:
         assert self._tracking is not None
         tokens = {}
         try:
-            prints = fingerprints(self._recipe, self._places.cache)
+            prints = fingerprints(self._recipe, self._storage.cache)
         except UserError:
             return {}  # The images of a stage cannot be read: that stage will report it.
         for name, digest in prints.items():
@@ -221,7 +221,7 @@ class _Run:
         return run_stage(
             stage_definition(self._recipe.stages[name], self._recipe),
             parents,
-            storage=self._places,
+            storage=self._storage,
             tracking=self._tracking,
             launch=self._launch,
             pipeline_run=self._run_id,
@@ -250,7 +250,7 @@ class _Run:
             if self._ok:
                 from pipeline.results import read
 
-                found = read(self._places, self._run_id)
+                found = read(self._storage, self._run_id)
                 self._results = {"rows": found.rows, "worst_case": found.worst_case, "report": found.report}
         except Exception as error:
             _log.exception("the run's results cannot be read")

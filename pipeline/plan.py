@@ -1,4 +1,4 @@
-"""The decision of every step, without side effects: what would be reused, continued or run, and how long it took last.
+"""The decision for every stage, without side effects: would it be reused, continued or run, and its last duration.
 
 The same fingerprints as `pipeline.stage_runner` computes, because they follow from the recipe and the data alone.
 """
@@ -21,7 +21,7 @@ class Planned:
     Attributes:
         action: `reuse`, `continue` or `run`.
         run_id: the run that would be reused or continued.
-        seconds: how long a stage of that name last took here; None where it never ran.
+        seconds: the last duration of a stage of that name in this tracking store; None if it has never run.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Planned:
     seconds: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the fields for JSON."""
         return asdict(self)
 
 
 def fingerprints(recipe: Recipe, cache: Path) -> dict[str, str]:
-    """Stage name -> fingerprint, for the whole recipe."""
+    """Returns the fingerprint of every stage of a recipe, by name."""
     known: dict[str, str] = {}
     for stage in recipe.stages.values():
         parents = {role: known[name] for role, name in stage.parents.items()}
@@ -47,9 +47,9 @@ def fingerprints(recipe: Recipe, cache: Path) -> dict[str, str]:
 
 
 def plan(recipe: Recipe, storage: StorageSettings, again: tuple[str, ...] = ()) -> list[Planned]:
-    """What `robustrain run` would do now, stage by stage.
+    """Returns what `robustrain run` would do now, stage by stage.
 
-    Reads MLflow where there is one, and changes no run. It keeps the digest of a folder of images in the cache.
+    Reads MLflow if there is one, and changes no run. It keeps the digest of a folder of images in the cache.
     """
     prints = fingerprints(recipe, storage.cache)
     if storage.is_fresh:
@@ -62,7 +62,7 @@ def plan(recipe: Recipe, storage: StorageSettings, again: tuple[str, ...] = ()) 
 
 
 def kept_behind(recipe: Recipe, again: tuple[str, ...]) -> dict[str, list[str]]:
-    """Stage -> those of `again` that it depends on, for stages that are not asked for again themselves.
+    """Returns stage -> those of `again` that it depends on, for stages that are not in `again` themselves.
 
     Their fingerprints do not change when a stage before them is run once more, so finished ones are reused.
     """
