@@ -186,7 +186,7 @@ def _check_experiment(name: str, config: ReportConfig, entries: Mapping[str, Sta
     known = [other.name for other in entries.values() if other.kind.measures]
     for field, value in (config.experiment.stages if config.experiment else {}).items():
         if value not in known:
-            what = f"an experiment compares evaluations, and there is no evaluation of that name{nearest(value, known)}"
+            what = f"an experiment compares evaluations, and there is none of that name{nearest(value, known)}"
             remedy = f"name one of: {', '.join(known) or '(the recipe has none)'}"
             raise UserError(what, where=f"stages.{name}.experiment.{field}", value=value, remedy=remedy)
 

@@ -1,4 +1,4 @@
-"""One training stage on encoded digits, without MLflow: what the tests about training share."""
+"""One training stage on encoded digits, without MLflow: shared by the tests of training."""
 
 import shutil
 import sys
@@ -43,8 +43,8 @@ class Run:
     def log_metrics(self, metrics, step=0):
         self.metrics.append((step, metrics))
 
-    def progress(self, **facts):
-        self.notes.append(facts)
+    def progress(self, **update):
+        self.notes.append(update)
 
     def info(self, text):
         print(text, file=sys.stderr, flush=True)
@@ -65,7 +65,7 @@ class Run:
 
 
 def encoded(folder, **change):
-    """Digits (or another source), encoded for real; what `job` takes."""
+    """Digits (or another source), encoded for real; for `job`."""
     from components.data import stage as encode
     from components.store.objects import ObjectStore
 
@@ -84,7 +84,7 @@ def encoded(folder, **change):
 
 
 def job(data, folder, *, seed=3, inputs=None, **change):
-    """A stage over `data`, adversarial where `change` has an attack, writing below `folder`."""
+    """A stage over `data`, adversarial if `change` has an attack, writing below `folder`."""
     kind = change.pop("kind", "adversarial" if change.get("attack") else "pretrain")
     config = CONFIGS[kind].model_validate({**SMALL, **change}).model_dump(mode="json")
     spec = StageSpec(name=kind, kind=kind, config=config, seed=seed, fingerprint="a" * 64)

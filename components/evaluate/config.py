@@ -25,7 +25,7 @@ class Threat(_Part):
     eps: Radius = Field(gt=0, description="radius for images in [0, 1], e.g. 4/255 (paper: Linf 4/255, L2 2, L1 75)")
     attack: AttackKey = Field(
         default="autoattack",
-        description="autoattack (standard, all four attacks), or a part of it: apgd-ce+apgd-t, apgd-ce",
+        description=f"one of {', '.join(ATTACKS)}; autoattack is the standard version with all four attacks",
     )
     num_images: int | None = Field(
         default=None, ge=1, description="images for this threat, the first of the evaluation's; none: all of them"

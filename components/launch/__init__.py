@@ -1,1 +1,1 @@
-"""Starts the processes of a stage: a Ray cluster on this machine, or a RayJob on Kubernetes."""
+"""Starts the processes of a stage: children and a Ray cluster on this machine, a RayJob on Kubernetes."""

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from components.files import FileDigest, digest_file, files_below, mismatch, write_json
+from components.files import FileDigest, digest_file, files_below, fsync_path, mismatch, write_json
 
 FORMAT = 2
 PREFIX = "step-"
@@ -60,20 +60,12 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, fingerprint: str) -> Path
     write_json(part / "state.json", dict(snapshot.metadata))
     files = {name: digest_file(path)._asdict() for name, path in files_below(part)}
     for name in files:
-        _sync(part / name)
+        fsync_path(part / name)
     write_json(part / "manifest.json", {"format": FORMAT, "fingerprint": fingerprint, "files": files})
     shutil.rmtree(place, ignore_errors=True)
     os.replace(part, place)
-    _sync(folder)
+    fsync_path(folder)
     return place
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_checkpoint(place: Path, fingerprint: str) -> Snapshot:

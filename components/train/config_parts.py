@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from components.attack.training_attacks import TRAINING_ATTACKS
 from components.errors import UserError, nearest
 from components.imagenet1k_tags import is_imagenet1k, other_data_in
-from components.threats import Radius, check_radius
+from components.threats import Norm, Radius, check_radius
 
 
 class Part(BaseModel):
@@ -42,9 +42,7 @@ class ModelConfig(Part):
 class AttackConfig(Part):
     """How adversarial examples are made in training."""
 
-    norm: Literal["Linf", "L2", "L1"] = Field(
-        default="Linf", description="norm of the ball (paper: Linf; L2, L1 for tuning)"
-    )
+    norm: Norm = Field(default="Linf", description="norm of the ball (paper: Linf; L2, L1 for tuning)")
     eps: Radius = Field(
         default=4 / 255, gt=0, description="radius in [0, 1] pixel units, e.g. 4/255 (paper), L2 2, L1 75"
     )
@@ -110,13 +108,11 @@ class ValidationConfig(Part):
     max_images: int = Field(default=1000, ge=1, description="largest number of held-out images")
     every_epochs: int = Field(default=5, ge=1, description="epochs between validations; the last epoch always has one")
     steps: int = Field(default=10, ge=1, description="APGD-CE steps of the robust accuracy")
-    norm: Literal["Linf", "L2", "L1"] | None = Field(
-        default=None, description="norm; none: the training attack's, or Linf"
-    )
+    norm: Norm | None = Field(default=None, description="norm; none: the training attack's, or Linf")
     eps: Radius | None = Field(
         default=None, gt=0, description="radius; none: the training attack's; without one no attack"
     )
-    extra_norms: dict[Literal["Linf", "L2", "L1"], Radius] = Field(
+    extra_norms: dict[Norm, Radius] = Field(
         default={}, description="further norms to attack in, with their radii, e.g. {L2: 2, L1: 75}; none by default"
     )
 

@@ -20,7 +20,7 @@ import torch
 
 from components.errors import UserError
 from components.launch.ray_cluster import keep_sigterm_handler, start_ray
-from components.process import stage_cores
+from components.process import set_up_logging, stage_cores
 from components.store.settings import StorageSettings
 from components.train.distributed import Distributed, device_for
 from components.train.prometheus import HOST_VARIABLE, PORT_VARIABLE
@@ -233,6 +233,7 @@ def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     from components.errors import Terminated
     from components.store.spec import StageSpec
 
+    set_up_logging()
     context = ray.train.get_context()
     if config["device"] == "cpu" or not torch.cuda.is_available():
         # Workers of one machine share its cores.

@@ -85,7 +85,7 @@ def submitter(lines: list[str], phase: str = "Succeeded") -> Callable[[Cluster],
 def test_a_stage_runs_to_its_end_and_its_log_is_printed(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="components")
     lines = ["2026-11-22T10:00:00.1Z epoch 1", "2026-11-22T10:00:00.12Z epoch 2"]
     cluster = Cluster(on_create=script(*SUCCEEDS), on_pods=submitter(lines))
     launch(cluster)
@@ -102,7 +102,7 @@ def test_a_log_that_breaks_off_is_taken_up_without_repeating(capfd: pytest.Captu
 
 
 def test_a_job_that_exists_is_attached_to(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="components")
     cluster = Cluster()
     existing = cluster.put(NAME, body(OTHERS))
     cluster.status(NAME, "Running", "RUNNING")
@@ -283,7 +283,7 @@ def test_cancel_deletes_the_jobs_of_one_run() -> None:
 def test_an_interruption_before_the_creation_is_answered_deletes_our_job_and_no_others(
     owner: RayJobSettings, left: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="components")
     cluster = Cluster()
 
     def interrupted(self: RayJobApi, body_: dict[str, Any]) -> None:
@@ -294,8 +294,8 @@ def test_an_interruption_before_the_creation_is_answered_deletes_our_job_and_no_
     with pytest.raises(KeyboardInterrupt):
         launch(cluster)
     assert list(cluster.jobs) == left
-    [record] = [record for record in caplog.records if record.name.endswith("rayjob_cleanup")]
-    assert record.getMessage() == f"RayJob {NAME}: {'did not exist any more' if left else 'deleted'}"
+    text = f"RayJob {NAME}: {'did not exist any more' if left else 'deleted'}"
+    [record] = [record for record in caplog.records if record.getMessage() == text]
     assert record.threadName == "MainThread", "another thread would wait for a lock that the main thread may hold"
 
 

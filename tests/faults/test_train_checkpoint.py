@@ -249,7 +249,7 @@ def test_without_the_name_of_the_complete_copy_the_newer_one_counts(remote, tmp_
 
 @pytest.mark.parametrize("before", [1, 2, 3])
 def test_an_upload_cut_off_at_any_time_leaves_the_copy_before(remote, tmp_path, before):
-    """Each life has a new disk, so that only the artifacts can tell the next one where to go on."""
+    """Each life has a new disk, so that the next one can only resume from the artifacts."""
     for step in range(1, before + 1):
         _life(remote, tmp_path / f"life-{step}", step)
     remote.cut = True

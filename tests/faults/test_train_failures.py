@@ -1,4 +1,4 @@
-"""Each signature provoked by a real training on a few hundred digits, and told by name."""
+"""Each failure signature, provoked by a real training on a few hundred digits."""
 
 import json
 from types import SimpleNamespace
@@ -77,7 +77,7 @@ def test_overfitting_forgets_robustness_for_clean_accuracy(robust, data, tmp_pat
 
 
 def _falls_to_chance(robust, data, folder, **monitor):
-    """A radius that grows until nothing can be told apart."""
+    """A radius that grows until no class can be distinguished."""
     attack = {"norm": "Linf", "eps": 0.9, "steps": 1, "return_iterate": "last", "eps_warmup_epochs": 3}
     return _on(robust, data, folder, epochs=4, lr=2e-2, attack=attack, monitor=monitor)
 

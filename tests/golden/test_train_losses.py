@@ -18,6 +18,8 @@ from components.train.distributed import Distributed
 from tests.resume.conftest import data  # noqa: F401  (a fixture)
 from tests.resume.small_training import config_of, job_from
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).with_name("train_losses.json")
 STEPS, TOLERANCE = 20, 1e-4
 

@@ -96,7 +96,7 @@ class Chaos:
         return Trial(kills, status == 0 and self._outcome(number) == self.expected)
 
     def _recipe(self, number):
-        """Stages of their own for every run: a threshold that nothing reaches tells their fingerprints apart."""
+        """Gives every run stages of its own: a threshold that nothing reaches makes their fingerprints differ."""
         from pipeline.recipe import build
 
         health = {"collapse_drop": 0.9 + number * 1e-6}

@@ -1,4 +1,4 @@
-"""One training on two workers: two forked processes joined by gloo, as Ray joins them, without the price of a Ray."""
+"""One training on two workers: two forked processes joined by gloo, as Ray joins them, without the cost of a Ray."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ class Pair:
         return [worker.exitcode for worker in workers]
 
     def final(self):
-        """The last state of the leading worker."""
+        """The last state of the main worker."""
         (place,) = (self._folder / "final").iterdir()
         return read_checkpoint(place, FINGERPRINT)
 
@@ -90,5 +90,5 @@ class Pair:
 
 
 def die():
-    """As if from outside, at once."""
+    """Ends this process at once, as SIGKILL from outside."""
     os.kill(os.getpid(), signal.SIGKILL)

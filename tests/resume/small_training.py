@@ -1,12 +1,11 @@
 """A small training stage whose run keeps everything in folders; the resume tests interrupt it."""
 
-import shutil
-import sys
 from types import SimpleNamespace
 
 from components.store.execute import StageJob
 from components.store.spec import StageSpec
 from components.train.config import CONFIGS
+from tests.small_training import Run
 
 ATTACKS = {
     "clean": None,
@@ -17,40 +16,6 @@ PER_EPOCH = 5
 """Steps per epoch; there are two epochs."""
 TIMED = ("images_per_s", "data_wait")
 """Figures of an epoch that depend on clocks."""
-
-
-class Run:
-    """A stage's run that keeps everything in folders."""
-
-    def __init__(self, folder):
-        self.workdir, self.artifacts, self.attempt, self.metrics = folder / "work", folder / "artifacts", 1, []
-        self.workdir.mkdir(parents=True, exist_ok=True)
-
-    def log_params(self, params):
-        pass
-
-    def log_metrics(self, metrics, step=0):
-        self.metrics.append((step, metrics))
-
-    def progress(self, **facts):
-        pass
-
-    def info(self, text):
-        print(text, file=sys.stderr, flush=True)
-
-    def warn(self, text):
-        self.info(f"warning: {text}")
-
-    def save(self, local, artifact):
-        target = self.artifacts / artifact
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(local, target, dirs_exist_ok=True) if local.is_dir() else shutil.copyfile(local, target)
-
-    def fetch(self, artifact, to):
-        found = self.artifacts / artifact
-        if found.is_dir():
-            return shutil.copytree(found, to, dirs_exist_ok=True)
-        return shutil.copyfile(found, to) if found.exists() else None
 
 
 def config_of(which, **change):

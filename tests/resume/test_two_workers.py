@@ -1,4 +1,4 @@
-"""Two workers, interrupted anywhere, end with the bits of two workers that were left alone."""
+"""Two workers, interrupted anywhere, end with the bits of two workers that were not interrupted."""
 
 import signal
 
@@ -28,7 +28,7 @@ def killed_in_step(steps):
 
 
 def killed_in_write(training):
-    """The leading worker dies while it writes the second checkpoint's tensors."""
+    """The main worker dies while it writes the second checkpoint's tensors."""
     plain, calls = checkpoint_room.save_file, []
 
     def dies(*args, **kwargs):
@@ -43,7 +43,7 @@ def killed_in_write(training):
 
 
 def killed_in_upload(training):
-    """The leading worker dies while the second checkpoint is on its way to the store."""
+    """The main worker dies while the second checkpoint is on its way to the store."""
     store = training.checkpoints
     if training.state.position.step == 0:
         plain, copies = store._mirror._upload, []
@@ -122,8 +122,8 @@ def test_goes_on_with_another_number_of_workers(data, whole, tmp_path, monkeypat
         assert pair.run() == [DONE, DONE]
         assert pair.steps_taken() == STEPS - PER_EPOCH - 2
         final = pair.final()
-    printed = capfd.readouterr().err
-    assert printed.count(f"had {begins_with} workers so far and goes on with {3 - begins_with}") == 1
+    messages = capfd.readouterr().err
+    assert messages.count(f"had {begins_with} workers so far and goes on with {3 - begins_with}") == 1
     for one, two in zip(final.metadata["history"], whole("adversarial").metadata["history"], strict=True):
         assert (one["step"], one["lr"]) == (two["step"], two["lr"])
         for figure in ("loss", "grad_norm", "attack_gain"):

@@ -156,7 +156,7 @@ def test_a_start_inside_the_ball_is_where_the_attack_begins(model, batch):
 
 
 def test_the_released_code_leaves_erased_pixels_alone(model, batch):
-    """Its ball lies around the pixel as it is: where that is farther than eps outside [0, 1], nothing can move."""
+    """The ball is around the pixel as it is: a pixel farther than eps outside [0, 1] cannot move."""
     x, y = batch
     x = x.clone()
     x[:, :, :4] = torch.randn(6, 3, 4, 8, generator=torch.Generator().manual_seed(6)) * 2

@@ -119,6 +119,7 @@ def _pieces(folder):
     return {name: lambda name=name: (folder / name).write_text(str(os.getpid())) for name in ("a", "b")}
 
 
+@pytest.mark.slow
 def test_pieces_in_a_subprocess_run_in_one_other_process_and_take_their_turns(tmp_path):
     here = []
     with subprocess_timer(functools.partial(_pieces, tmp_path)) as beside:

@@ -83,6 +83,7 @@ def test_plan_of_a_fresh_home_runs_everything_and_writes_nothing(tmp_path):
     assert not (tmp_path / "home" / "mlflow.db").exists()
 
 
+@pytest.mark.slow
 def test_doctor_reports_as_json(tmp_path):
     done = robustrain("doctor", "--json", home=tmp_path / "home")
     found = {finding["what"]: finding for finding in json.loads(done.stdout)}
@@ -90,6 +91,7 @@ def test_doctor_reports_as_json(tmp_path):
     assert found["training"]["state"] == "ok"
 
 
+@pytest.mark.slow
 def test_doctor_fails_where_the_home_cannot_be_written(tmp_path):
     done = robustrain("doctor", home=Path("/proc/no-such-home"))
     assert done.returncode == 2
@@ -106,6 +108,7 @@ def test_a_home_that_is_a_file_is_said(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_run_needs_the_training_packages_and_a_plan_does_not(tmp_path, monkeypatch):
     from components.store.settings import StorageSettings
     from pipeline import doctor, run_command

@@ -1,6 +1,7 @@
 """The verdicts of the shorter attack, read off a run of the longer one, are those of the shorter attack."""
 
 import numpy as np
+import pytest
 import torch
 
 from components.evaluate.attack import attack_block
@@ -40,6 +41,7 @@ def attacked(model, images, labels, attack):
     return outcome(attack_block(model, images, labels, threat, num_classes=10, seed=0), threat)
 
 
+@pytest.mark.slow
 def test_read_off_verdicts_are_those_of_the_shorter_attack(monkeypatch):
     torch.set_num_threads(1)
     model = small_net()

@@ -90,6 +90,7 @@ def test_gradients_are_of_each_image_alone_and_leave_no_trace():
     assert model.pattern.grad is None
 
 
+@pytest.mark.slow
 def test_each_convolution_of_the_stem_has_a_spectrum_in_cycles_per_image_pixel():
     torch.manual_seed(0)
     (patch,) = stem_spectra(build_model("convnext_micro", stem="patch", num_classes=10))

@@ -11,6 +11,8 @@ from components.evaluate import pyautoattack_adapter, unit_worker
 from components.store.tracking import Tracking
 from tests.digits_model import ENCODE, PRETRAIN, fit
 
+pytestmark = pytest.mark.slow
+
 KEYS = [
     "kind",
     "stage",

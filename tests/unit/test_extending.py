@@ -20,6 +20,8 @@ from pipeline.recipe import build
 from pipeline.stages import DATA, EVALUATION, MODEL, STAGES, Role, StageKind
 from tests.digits_model import ENCODE, PRETRAIN, fit
 
+pytestmark = pytest.mark.slow
+
 INVERSION = Attack(
     "inversion",
     "Inversion",

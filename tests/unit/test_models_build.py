@@ -66,6 +66,7 @@ def test_no_average_of_weights_can_move_the_normaliser():
     assert network(model) is model.model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_there_is_no_stochastic_depth_unless_asked_for(name):
     def drops(rate: float) -> list[float]:

@@ -174,7 +174,7 @@ def test_items_of_lists_have_sources_and_so_have_the_lists():
         ("seed.x", "no stage, kind or field 'seed'"),
     ],
 )
-def test_a_key_that_speaks_for_nothing_is_refused(key, expected):
+def test_a_key_that_covers_nothing_is_refused(key, expected):
     with pytest.raises(UserError) as caught:
         with_sources({key: "somewhere"})
     message = str(caught.value)

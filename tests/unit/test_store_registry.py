@@ -39,7 +39,7 @@ def test_a_server_that_fails_is_not_taken_for_no_champion(registry, monkeypatch,
 
 
 def test_a_server_says_absent_by_the_same_code_and_words(registry, monkeypatch):
-    """Over HTTP the client raises `RestException` with what the store said."""
+    """Over HTTP the client raises `RestException` with the store's message."""
     registry._client.create_registered_model("known")
     for name in ("nothing", "known"):
         with pytest.raises(MlflowException) as caught:

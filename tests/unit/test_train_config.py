@@ -1,4 +1,4 @@
-"""What a training stage refuses, and in which words."""
+"""What a training stage refuses, and its messages."""
 
 import dataclasses
 import importlib

@@ -15,7 +15,7 @@ HEALTHY = {
 
 
 def _history(*changes):
-    """One probe an epoch, healthy but for the changes; None leaves a figure out."""
+    """One validation per epoch, without failures except for the changes; None leaves a figure out."""
     entries = [{**HEALTHY, "epoch": epoch, **change} for epoch, change in enumerate(changes, start=1)]
     return [{name: value for name, value in entry.items() if value is not None} for entry in entries]
 
@@ -135,12 +135,12 @@ def test_never_left_chance():
 
 
 @pytest.mark.parametrize(
-    "probes",
+    "validations",
     [[GUESSING] * 4, [GUESSING] * 4 + [_live(0.2, 0.1, 0.1)], [_live(0.2, 0.1, 0.1)] + [GUESSING] * 4],
     ids=["too early to say", "left it at last", "left it once"],
 )
-def test_nearly_never_left_chance(probes):
-    assert "chance" not in _seen(*probes)
+def test_nearly_never_left_chance(validations):
+    assert "chance" not in _seen(*validations)
 
 
 def test_chance_is_found_within_the_noise_of_the_images():

@@ -1,4 +1,4 @@
-"""What a training tells: costs, the live note, MLflow over time, and Prometheus."""
+"""The metrics of a training: costs, the live line, MLflow over time, and Prometheus."""
 
 import urllib.error
 import urllib.request
@@ -85,8 +85,8 @@ class Report:
     def log_metrics(self, metrics, step=0):
         self.metrics.append((step, metrics))
 
-    def progress(self, **facts):
-        self.notes.append(facts)
+    def progress(self, **update):
+        self.notes.append(update)
 
     def warn(self, text):
         self.warnings.append(text)
@@ -109,9 +109,9 @@ def test_the_live_note_and_long_epochs_in_mlflow():
     report = Report()
     reporter = _reporter(report, log_interval_s=1e-9)
     reporter.live(FIGURES, {"images_per_s": 100.0, "data_wait": 0.25}, epoch=1, batch=2, per_epoch=10)
-    printed = report.notes[0]["note"]
+    note = report.notes[0]["note"]
     for part in ("epoch 2/2", "loss 1.250", "waiting 25%", "TFLOP/s", "GiB", "gradient 3", "flips 25%"):
-        assert part in printed
+        assert part in note
     step, metrics = report.metrics[0]
     assert step == 12
     assert metrics["live_loss"] == 1.25

@@ -12,6 +12,8 @@ from components.train.stochastic_depth import RowDropPath, draw_drop_path, repla
 from components.train.train_step import AttackSettings, Precision, train_step
 from tests.small_training import NETWORK
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 PLACE = {"seed": 1, "epoch": 2, "batch": 3, "device": CPU}
 
