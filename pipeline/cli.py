@@ -57,7 +57,7 @@ def set_up(
     set_up_logging(default="warning")
 
 
-@app.command(epilog="Example: robustrain run quickstart --set adversarial.epochs=5")
+@app.command(epilog="Example: robustrain run quickstart --set adversarial.epochs=8")
 def run(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -89,7 +89,7 @@ def run(
         raise UserError("unknown target", where="--on", value=on, remedy="use `here` or `kubeflow`")
 
 
-@app.command(epilog="Example: robustrain plan quickstart --set adversarial.epochs=5")
+@app.command(epilog="Example: robustrain plan quickstart --set adversarial.epochs=8")
 def plan(recipe: RecipeName, overrides: Overrides = None, again: Again = None, as_json: AsJson = False) -> None:
     """Show what `run` would do with each stage, and why.
 
