@@ -23,7 +23,7 @@ def robustrain(*arguments, home, **environment):
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "cancel", "plan", "compile", "results", "report", "recipes", "experiments", "doctor"]
+    "command", ["run", "cancel", "plan", "compile", "results", "runs", "report", "recipes", "experiments", "doctor"]
 )
 def test_every_command_has_help(command):
     shown = CliRunner().invoke(app, [command, "--help"])
@@ -33,7 +33,18 @@ def test_every_command_has_help(command):
 
 def test_help_names_every_command():
     shown = CliRunner().invoke(app, ["--help"]).output
-    for command in ("run", "cancel", "plan", "compile", "results", "report", "recipes", "experiments", "doctor"):
+    for command in (
+        "run",
+        "cancel",
+        "plan",
+        "compile",
+        "results",
+        "runs",
+        "report",
+        "recipes",
+        "experiments",
+        "doctor",
+    ):
         assert command in shown
 
 
@@ -52,6 +63,8 @@ def test_help_names_every_command():
         (("cancel", "some-run"), "ROBUSTRAIN_KFP_HOST"),
         (("results",), "no run is known here"),
         (("report",), "no run is known here"),
+        (("runs",), "no run is known here"),
+        (("results", "--json", "--csv"), "--csv: the two forms exclude each other"),
         (("recipes", "--show", "nothing"), "unknown recipe"),
         (("plan", "steps-small", "--set", "adversarial-{step}.epochs=3"), "did you mean 'adversarial-{steps}'"),
         (("plan", "steps-small", "--set", "matrix.steps=[1.5]"), "matrix.steps: a label becomes part of stage names"),
@@ -66,6 +79,38 @@ def test_mistakes_are_one_line_and_status_2(arguments, expected, tmp_path):
     assert expected in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "home").exists()
+
+
+def test_the_version_is_printed(tmp_path):
+    from importlib.metadata import version
+
+    done = robustrain("--version", home=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"robustrain {version('robustrain')}\n")
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["results"]])
+def test_a_short_h_shows_the_help(command):
+    runner = CliRunner()
+    assert runner.invoke(app, [*command, "-h"]).output == runner.invoke(app, [*command, "--help"]).output != ""
+
+
+def test_runs_are_listed_with_the_ids_that_other_commands_take(storage, monkeypatch):
+    from components.store.tracking import Tracking
+
+    monkeypatch.setenv("ROBUSTRAIN_HOME", str(storage.home))
+    tracking = Tracking(storage)
+    older, newer = (tracking.open_pipeline_run(name, {"recipe": name}, {"name": name}) for name in ("one", "two"))
+    tracking.close_pipeline_run(older, state="complete")
+    listed = json.loads(CliRunner().invoke(app, ["runs", "--json"]).output)
+    states = {run["run_id"]: (run["name"], run["state"]) for run in listed}
+    assert states == {older: ("one", "complete"), newer: ("two", "running")}
+    shown = CliRunner().invoke(app, ["runs"]).output
+    assert f"{older[:8]}  one  complete" in shown
+    assert len(CliRunner().invoke(app, ["runs", "-n", "1"]).output.splitlines()) == 1
+    found = CliRunner().invoke(app, ["results", "--run", older[:8], "--csv"])
+    assert found.output.startswith("kind,stage,model,stem,dataset,resolution,norm,eps,attack,n,clean_accuracy")
+    with pytest.raises(UserError, match=r"no pipeline run with this id.*`robustrain runs` lists them"):
+        raise CliRunner().invoke(app, ["results", "--run", "nothing"]).exception
 
 
 def test_recipes_are_listed_and_shown():
