@@ -130,7 +130,7 @@ def compile_(
     overrides: Overrides = None,
     image: Annotated[str, typer.Option(help="container image of the steps; default: ROBUSTRAIN_PIPELINE_IMAGE")] = "",
 ) -> None:
-    """Write a recipe as a Kubeflow pipeline. Equal recipes give equal bytes."""
+    """Write a recipe as a Kubeflow pipeline. Equal recipes give equal bytes. Only an earlier pipeline is replaced."""
     chosen = _load(recipe, overrides)
     from pipeline import graph
 
@@ -192,7 +192,7 @@ def report(
     run_id: WhichRun = "",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="copy the page to this file")] = None,
 ) -> None:
-    """Print the path of a run's HTML report, or copy it."""
+    """Print the path of a run's HTML report, or copy it. Only an earlier report is replaced by the copy."""
     from components.store.settings import StorageSettings
     from pipeline.results import read
 
@@ -202,14 +202,10 @@ def report(
     if output is None:
         print(found.report)
         return
-    from components.files import write_atomically
+    from components.files import write_output
+    from components.report.page import MARK
 
-    page = Path(found.report).read_text(encoding="utf-8")
-    try:
-        print(write_atomically(output, page))
-    except OSError as error:
-        cause = f"this file cannot be written ({error.strerror})"
-        raise UserError(cause, where=str(output), remedy="name another file") from error
+    print(write_output(output, Path(found.report).read_text(encoding="utf-8"), MARK))
 
 
 @app.command(epilog="Example: robustrain recipes --show quickstart")

@@ -204,14 +204,41 @@ def test_the_set_up_trusts_ffcv_only_when_it_can_be_imported(tmp_path, works):
     assert asked.read_text().splitlines()[0] == "-c import ffcv"
 
 
-@pytest.mark.parametrize("output", ["p.txt", "folder", "file/p.yaml"])
+@pytest.mark.parametrize("output", ["p.txt", "folder", "file/p.yaml", "k8s.yaml", "link.yaml"])
 def test_compile_says_where_it_cannot_write(tmp_path, output):
     (tmp_path / "folder").mkdir()
+    (tmp_path / "k8s.yaml").write_text("kind: Secret")
+    (tmp_path / "link.yaml").symlink_to("k8s.yaml")
     (tmp_path / "file").write_text("no folder")
     done = robustrain("compile", "quickstart", "-o", str(tmp_path / output), home=tmp_path / "home")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path / output}: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_compile_replaces_an_earlier_pipeline(tmp_path):
+    output = tmp_path / "p.yaml"
+    for recipe in ("quickstart", "steps-small"):
+        assert CliRunner().invoke(app, ["compile", recipe, "-o", str(output)]).exit_code == 0
+        assert output.read_text().startswith(f"# PIPELINE DEFINITION\n# Name: robustrain-{recipe}\n")
+
+
+def test_the_copied_report_replaces_reports_only(tmp_path, monkeypatch):
+    from components.report.page import MARK
+    from pipeline import results
+
+    page, other = tmp_path / "report.html", tmp_path / "thesis.html"
+    page.write_text(f"<title>a · {MARK}")
+    other.write_text("<title>thesis</title>")
+    found = results.Results("a" * 32, "demo", "complete", [], [], str(page))
+    monkeypatch.setattr(results, "read", lambda storage, run: found)
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["report", "-o", str(tmp_path / "copy.html")])
+        assert done.output == f"{tmp_path / 'copy.html'}\n"
+    assert (tmp_path / "copy.html").read_text() == page.read_text()
+    with pytest.raises(UserError, match=r"thesis\.html: there is another file of this name, which is not replaced"):
+        raise CliRunner().invoke(app, ["report", "-o", str(other)]).exception
+    assert other.read_text() == "<title>thesis</title>"
 
 
 def test_plan_needs_no_home_that_can_be_written(tmp_path):
