@@ -243,7 +243,7 @@ def test_the_copied_report_replaces_reports_only(tmp_path, monkeypatch):
 
 def test_plan_needs_no_home_that_can_be_written(tmp_path):
     (tmp_path / "home").write_text("no folder")
-    for name in ("a", "b"):
+    for name in "abcd":
         (tmp_path / "images" / "train" / name).mkdir(parents=True)
         (tmp_path / "images" / "train" / name / "1.png").write_bytes(b"x")
     source = f"digits.source={tmp_path / 'images'}"
