@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.errors import EXIT_STATUS, UserError
-from components.process import LOG_LEVEL_VARIABLE, set_up_logging
+from components.process import LOG_LEVEL_VARIABLE, set_up_logging, stage_cores
 from pipeline.run_command import check_machine, make_console, run_and_show, run_with_display, show_results
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def set_up(
     if verbose:
         os.environ[LOG_LEVEL_VARIABLE] = "debug" if verbose > 1 else "info"
     set_up_logging(default="warning")
+    stage_cores()  # refuses a wrong ROBUSTRAIN_CORES before anything starts
 
 
 @app.command(epilog="Example: robustrain run quickstart --set adversarial.epochs=8")

@@ -7,6 +7,7 @@ override of one stage (`adversarial-conv.epochs=3`) is applied after the expansi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,26 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_FLOAT = re.compile(
+    r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_SCALARS = {
+    "tag:yaml.org,2002:bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), "tTfF"),
+    "tag:yaml.org,2002:int": (re.compile(r"[-+]?(?:0|[1-9][0-9]*)"), "-+0123456789"),
+    "tag:yaml.org,2002:float": (_FLOAT, "-+.0123456789"),
+}
+"""Booleans and numbers as in YAML 1.2.
+
+PyYAML reads those of YAML 1.1, where `yes` and `on` are booleans, `010` is 8, `1:30` is 90 and `1e-3` is a text.
+"""
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] not in _SCALARS]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, (_pattern, _firsts) in _SCALARS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern.pattern})\Z"), list(_firsts))
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """Parses YAML.
 
@@ -116,10 +137,21 @@ def read_document(path: Path, find: Find, seen: tuple[Path, ...] = ()) -> dict[s
         raise UserError("a recipe is a mapping", where=str(path), value=document, remedy="write `name:` and `stages:`")
     base = document.pop("extends", None)
     if base is None:
+        _refuse_empty_stages(document, {}, path)
         return document
     beside = path.parent / str(base)
     below = read_document(beside if beside.is_file() else find(str(base)), find, (*seen, path.resolve()))
+    _refuse_empty_stages(document, below, path)
     return _merged(below, document)
+
+
+def _refuse_empty_stages(document: dict[str, Any], below: dict[str, Any], path: Path) -> None:
+    """Null leaves out a stage of the recipe that is extended; elsewhere it is a stage whose fields were forgotten."""
+    stages, known = document.get("stages"), below.get("stages")
+    for name, entry in stages.items() if isinstance(stages, dict) else ():
+        if entry is None and not (isinstance(known, dict) and name in known):
+            remedy = "write {} for a stage without fields, or remove it"
+            raise UserError("this stage has no value", where=f"{path}: stages.{name}", remedy=remedy)
 
 
 def _text(path: Path) -> str:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from components.config_model import ConfigModel
 from components.data.layout import read_layout
 from components.errors import UserError
 from components.files import sha256_file, write_json
@@ -33,7 +34,7 @@ ListPrefix = Callable[[str], Iterable[tuple[str, int, str]]]
 """Lists (name below the address, size in bytes, ETag) of every object below an `s3://` address."""
 
 
-class EncodeConfig(BaseModel):
+class EncodeConfig(ConfigModel):
     """Where the images are and how they are stored in the `.beton` file.
 
     The source is `digits`, `shapes`, a folder in ImageNet layout (`train/<class>/*` and, if there, `val/<class>/*`),
@@ -42,8 +43,6 @@ class EncodeConfig(BaseModel):
     Neither the location of the images nor the name of the data set is part of the fingerprint; only their content is.
     So a set that was moved or renamed is not encoded again, and its results keep the name it was first encoded with.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = Field(
         min_length=1,

@@ -281,6 +281,16 @@ def test_verbose_sets_the_log_level_of_the_command_and_of_its_children(monkeypat
     assert os.environ["ROBUSTRAIN_LOG_LEVEL"] == level
 
 
+@pytest.mark.parametrize("cores", ["abc", "0", "-1", "1.5", "²"])
+def test_a_wrong_number_of_cores_is_one_line(tmp_path, cores):
+    done = robustrain("plan", "quickstart", home=tmp_path, ROBUSTRAIN_CORES=cores)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: ROBUSTRAIN_CORES: is not a number of cores (got {cores!r}). "
+        "give a whole number, 1 or more, or unset it for all cores.\n"
+    )
+
+
 def test_a_wrong_log_level_is_one_line(tmp_path):
     done = robustrain("recipes", home=tmp_path, ROBUSTRAIN_LOG_LEVEL="loud")
     assert done.returncode == 2
