@@ -8,6 +8,7 @@ single values (`pipeline.recipe_loading`). Every mistake is one `UserError` that
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ def _find(recipe: str) -> Path:
     known = names()
     if recipe in known:
         return known[recipe]
-    path = Path(recipe)
+    path = Path(os.path.expanduser(recipe))  # unlike Path.expanduser, leaves an unknown `~user` as it is
     if path.suffix in {".yaml", ".yml"} or "/" in recipe:
         if path.is_file():
             return path

@@ -172,3 +172,14 @@ def test_the_switch_reaches_the_cells_of_a_matrix_and_their_fingerprints(tmp_pat
     )
     assert fingerprints(recipe, tmp_path) == fingerprints(one_by_one, tmp_path)
     assert fingerprints(recipe, tmp_path) != fingerprints(load("steps-small"), tmp_path)
+
+
+def test_a_recipe_and_its_base_may_be_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "base.yaml").write_text(SMALL)
+    (tmp_path / "more.yaml").write_text("extends: ~/base.yaml\nname: more\n")
+    assert load("~/base.yaml").name == "small"
+    assert load(str(tmp_path / "more.yaml")).name == "more"
+    with pytest.raises(UserError, match=r"no such recipe file"):
+        load("~nobody-of-this-name/base.yaml")
