@@ -1,6 +1,7 @@
 """Reads recipe files (strict YAML and `extends`) and applies `--set KEY=VALUE` overrides.
 
-KEY is `stage.field`, `stages.stage.field` or a field of the recipe itself; VALUE is YAML. In a recipe with a matrix, an
+KEY is `stage.field`, `stages.stage.field` or a field of the recipe itself, and `threats[0]` is the first of a list;
+VALUE is YAML. In a recipe with a matrix, an
 override of one stage (`adversarial-conv.epochs=3`) is applied after the expansion; one of a template
 (`adversarial-{stem}.epochs=3`) or of an axis (`matrix.stem=[conv]`) before it. So the override of a single stage wins.
 """
@@ -200,12 +201,30 @@ def override(document: dict[str, Any], given: str, fields: Collection[str]) -> N
     if parts[0] not in fields and parts[0] not in {"stages", FIELD}:
         _check_stage(document, key, parts[0], fields)
         parts = ["stages", *parts]
-    node = document
-    for part in parts[:-1]:
-        if not isinstance(node.get(part), dict):
-            node[part] = {}
-        node = node[part]
-    node[parts[-1]] = _yaml(given, text)
+    steps = [step for part in parts for step in _steps(part)]
+    document.update(_with(document, steps, _yaml(given, text), key))
+
+
+def _steps(part: str) -> list[str | int]:
+    """Splits `threats[0]` into `threats` and 0."""
+    found = re.fullmatch(r"([^\[\]]+)((?:\[\d+\])+)", part)
+    return [found[1], *map(int, re.findall(r"\d+", found[2]))] if found else [part]
+
+
+def _with(node: Any, steps: list[str | int], value: Any, key: str) -> Any:
+    """Returns a copy of a node with one value set. YAML's aliases share nodes: what they share stays as it is."""
+    if not steps:
+        return value
+    first, *rest = steps
+    if isinstance(first, str):
+        below = node if isinstance(node, dict) else {}
+        return {**below, first: _with(below.get(first), rest, value, key)}
+    if not isinstance(node, list) or first >= len(node):
+        remedy = f"count from 0 to {len(node) - 1}" if isinstance(node, list) and node else "set the whole list"
+        raise UserError(
+            f"the recipe has no list with an element {first} there", where="--set", value=key, remedy=remedy
+        )
+    return [*node[:first], _with(node[first], rest, value, key), *node[first + 1 :]]
 
 
 def _check_stage(document: dict[str, Any], key: str, name: str, fields: Collection[str]) -> None:
