@@ -30,9 +30,17 @@ def stage_cores() -> int:
 
     Stages that run side by side share the machine's cores. Sums over several threads depend on their number, so the
     share is fixed for a whole pipeline run and does not follow what happens to run beside a stage.
+
+    Raises:
+        UserError: the variable is not a whole number from 1 on.
     """
-    given = os.environ.get(CORES_VARIABLE, "")
-    return max(1, min(int(given), available_cores())) if given.isdigit() else available_cores()
+    given = os.environ.get(CORES_VARIABLE, "").strip()
+    if not given:
+        return available_cores()
+    if not (given.isascii() and given.isdigit() and int(given) > 0):
+        remedy = "give a whole number, 1 or more, or unset it for all cores"
+        raise UserError("is not a number of cores", where=CORES_VARIABLE, value=given, remedy=remedy)
+    return min(int(given), available_cores())
 
 
 LOG_LEVEL_VARIABLE = "ROBUSTRAIN_LOG_LEVEL"

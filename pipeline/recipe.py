@@ -8,13 +8,15 @@ single values (`pipeline.recipe_loading`). Every mistake is one `UserError` that
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from components.config_model import ConfigModel
 from components.errors import UserError, nearest
 from components.report.config import ReportConfig
 from pipeline.citations import check_sources
@@ -22,14 +24,20 @@ from pipeline.matrix import expand
 from pipeline.recipe_loading import before_expansion, override, read_document
 from pipeline.stages import NAME_RULE, STAGE_NAME, STAGES, StageKind
 
+MOST_NAME_CHARACTERS = 117
+"""A compiled pipeline is named `robustrain-<name>`, and KFP 2.17 takes 128 characters."""
+
 FOLDER = Path(__file__).parent / "recipes"
 
 
-class RecipeHead(BaseModel):
+class RecipeHead(ConfigModel):
     """The fields of a recipe other than its stages."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="short name, as in `robustrain run NAME`")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        max_length=MOST_NAME_CHARACTERS,
+        description="short name, as in `robustrain run NAME`: lower-case letters, digits and hyphens",
+    )
     summary: str = Field("", description="one line for `robustrain recipes`")
     seed: int = Field(0, ge=0, lt=2**31, description="decides all random numbers of the run")
     match_released_code: bool = Field(
@@ -115,6 +123,8 @@ def build(document: Mapping[str, Any]) -> Recipe:
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("a recipe needs stages", where="stages", value=stages, remedy="list at least one stage")
     head = _validated(RecipeHead, document, "")
+    if not any(entry is not None for entry in stages.values()):
+        raise UserError("every stage is set to null, which leaves it out", where="stages", remedy="keep at least one")
     entries = {name: _stage(name, entry, head) for name, entry in stages.items() if entry is not None}
     known = {name: (stage.kind.name, stage.kind.config) for name, stage in entries.items()}
     check_sources(head.sources, known, (str(name) for name in stages if name not in entries), RecipeHead.model_fields)
@@ -126,7 +136,7 @@ def _find(recipe: str) -> Path:
     known = names()
     if recipe in known:
         return known[recipe]
-    path = Path(recipe)
+    path = Path(os.path.expanduser(recipe))  # unlike Path.expanduser, leaves an unknown `~user` as it is
     if path.suffix in {".yaml", ".yml"} or "/" in recipe:
         if path.is_file():
             return path

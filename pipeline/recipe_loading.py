@@ -1,12 +1,14 @@
 """Reads recipe files (strict YAML and `extends`) and applies `--set KEY=VALUE` overrides.
 
-KEY is `stage.field`, `stages.stage.field` or a field of the recipe itself; VALUE is YAML. In a recipe with a matrix, an
+KEY is `stage.field`, `stages.stage.field` or a field of the recipe itself, and `threats[0]` is the first of a list;
+VALUE is YAML. In a recipe with a matrix, an
 override of one stage (`adversarial-conv.epochs=3`) is applied after the expansion; one of a template
 (`adversarial-{stem}.epochs=3`) or of an axis (`matrix.stem=[conv]`) before it. So the override of a single stage wins.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,26 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_FLOAT = re.compile(
+    r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_SCALARS = {
+    "tag:yaml.org,2002:bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), "tTfF"),
+    "tag:yaml.org,2002:int": (re.compile(r"[-+]?(?:0|[1-9][0-9]*)"), "-+0123456789"),
+    "tag:yaml.org,2002:float": (_FLOAT, "-+.0123456789"),
+}
+"""Booleans and numbers as in YAML 1.2.
+
+PyYAML reads those of YAML 1.1, where `yes` and `on` are booleans, `010` is 8, `1:30` is 90 and `1e-3` is a text.
+"""
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] not in _SCALARS]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, (_pattern, _firsts) in _SCALARS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern.pattern})\Z"), list(_firsts))
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """Parses YAML.
 
@@ -116,10 +138,21 @@ def read_document(path: Path, find: Find, seen: tuple[Path, ...] = ()) -> dict[s
         raise UserError("a recipe is a mapping", where=str(path), value=document, remedy="write `name:` and `stages:`")
     base = document.pop("extends", None)
     if base is None:
+        _refuse_empty_stages(document, {}, path)
         return document
     beside = path.parent / str(base)
     below = read_document(beside if beside.is_file() else find(str(base)), find, (*seen, path.resolve()))
+    _refuse_empty_stages(document, below, path)
     return _merged(below, document)
+
+
+def _refuse_empty_stages(document: dict[str, Any], below: dict[str, Any], path: Path) -> None:
+    """Null leaves out a stage of the recipe that is extended; elsewhere it is a stage whose fields were forgotten."""
+    stages, known = document.get("stages"), below.get("stages")
+    for name, entry in stages.items() if isinstance(stages, dict) else ():
+        if entry is None and not (isinstance(known, dict) and name in known):
+            remedy = "write {} for a stage without fields, or remove it"
+            raise UserError("this stage has no value", where=f"{path}: stages.{name}", remedy=remedy)
 
 
 def _text(path: Path) -> str:
@@ -168,12 +201,30 @@ def override(document: dict[str, Any], given: str, fields: Collection[str]) -> N
     if parts[0] not in fields and parts[0] not in {"stages", FIELD}:
         _check_stage(document, key, parts[0], fields)
         parts = ["stages", *parts]
-    node = document
-    for part in parts[:-1]:
-        if not isinstance(node.get(part), dict):
-            node[part] = {}
-        node = node[part]
-    node[parts[-1]] = _yaml(given, text)
+    steps = [step for part in parts for step in _steps(part)]
+    document.update(_with(document, steps, _yaml(given, text), key))
+
+
+def _steps(part: str) -> list[str | int]:
+    """Splits `threats[0]` into `threats` and 0."""
+    found = re.fullmatch(r"([^\[\]]+)((?:\[\d+\])+)", part)
+    return [found[1], *map(int, re.findall(r"\d+", found[2]))] if found else [part]
+
+
+def _with(node: Any, steps: list[str | int], value: Any, key: str) -> Any:
+    """Returns a copy of a node with one value set. YAML's aliases share nodes: what they share stays as it is."""
+    if not steps:
+        return value
+    first, *rest = steps
+    if isinstance(first, str):
+        below = node if isinstance(node, dict) else {}
+        return {**below, first: _with(below.get(first), rest, value, key)}
+    if not isinstance(node, list) or first >= len(node):
+        remedy = f"count from 0 to {len(node) - 1}" if isinstance(node, list) and node else "set the whole list"
+        raise UserError(
+            f"the recipe has no list with an element {first} there", where="--set", value=key, remedy=remedy
+        )
+    return [*node[:first], _with(node[first], rest, value, key), *node[first + 1 :]]
 
 
 def _check_stage(document: dict[str, Any], key: str, name: str, fields: Collection[str]) -> None:

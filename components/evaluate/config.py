@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from components.config_model import ConfigModel
 from components.errors import UserError
 from components.fingerprint import NO_FINGERPRINT, WHEN_SET
 from components.threats import ATTACKS, NORMS, AttackKey, Norm, Radius, check_radius, evaluation_seconds, threat_text
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Threat(_Part):
+class Threat(ConfigModel):
     """One threat model and the attack that measures it."""
 
     norm: Norm = Field(default="Linf", description="norm of the perturbation")
@@ -42,7 +39,7 @@ class Threat(_Part):
         return f"{ATTACKS[self.attack].title} {threat_text(self.norm, self.eps)}"
 
 
-class EvaluateConfig(_Part):
+class EvaluateConfig(ConfigModel):
     """Clean accuracy and robust accuracy of one model in one or more threat models, on the same images."""
 
     model: str = Field(description="name of the training stage whose model is attacked")

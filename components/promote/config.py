@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from components.config_model import ConfigModel
 from components.errors import UserError
 from components.threats import ATTACKS, STANDARD, Norm, Radius
 
@@ -15,10 +16,8 @@ ANY = "any"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class PromoteConfig(BaseModel):
+class PromoteConfig(ConfigModel):
     """Registers a model as `challenger`; it becomes `champion` only if its evaluation passes every rule below."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     evaluation: str = Field(description="name of the evaluate stage whose results are judged")
     model: str = Field(description="name of the training stage whose model is registered")

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from components.attack.training_attacks import TRAINING_ATTACKS
+from components.config_model import ConfigModel
 from components.errors import UserError, nearest
 from components.imagenet1k_tags import is_imagenet1k, other_data_in
 from components.threats import Norm, Radius, check_radius
 
 
-class Part(BaseModel):
-    """Frozen, refuses unknown fields, NaN and infinities."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class Part(ConfigModel):
+    """A part of the configuration of a training stage."""
 
 
 class ModelConfig(Part):

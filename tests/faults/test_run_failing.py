@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +57,11 @@ def test_what_was_decided_about_the_images_is_said(storage, tmp_path):
 
 def test_a_stage_that_fails_beside_another_ends_the_run(storage, tmp_path):
     """KFP asks for stages in an order of its own, also for those that never begin."""
-    folder = images(tmp_path / "images", a=2, b=0)
-    done = robustrain(storage.home, "run", "quickstart", "--set", f"shapes.source={folder}", "--jobs", "2")
+    archive = tmp_path / "set.tar"  # a plan does not look into it, unlike a folder
+    with tarfile.open(archive, "w") as tar:
+        tar.add(images(tmp_path / "images", a=2, b=0), "set")
+    done = robustrain(storage.home, "run", "quickstart", "--set", f"shapes.source={archive}", "--jobs", "2")
     assert done.returncode == 2
     [error, log] = done.stderr.splitlines()
-    assert error.startswith(f"error: stage shapes failed: {folder / 'train' / 'b'}: this class folder has no images")
+    assert error.startswith(f"error: stage shapes failed: {archive}/set/train/b: this class folder has no images")
     assert log.startswith("log: ")

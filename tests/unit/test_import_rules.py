@@ -14,6 +14,7 @@ STAGES = {"data", "train", "evaluate", "promote", "report"}
 REPORT_MODULES = {"page", "terminal"}
 """Modules of the report besides `config` that the pipeline may import: the command line shows results with them."""
 LEAVES = {
+    "config_model",
     "errors",
     "files",
     "fingerprint",

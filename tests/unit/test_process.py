@@ -10,11 +10,18 @@ from components import process
 from components.errors import UserError
 
 
-@pytest.mark.parametrize(("given", "expected"), [("", 4), ("2", 2), ("9", 4), ("0", 1), ("two", 4)])
+@pytest.mark.parametrize(("given", "expected"), [("", 4), ("2", 2), ("9", 4), (" 3 ", 3)])
 def test_a_stage_uses_its_share_of_the_cores(monkeypatch, given, expected):
     monkeypatch.setattr(process, "available_cores", lambda: 4)
     monkeypatch.setenv(process.CORES_VARIABLE, given)
     assert process.stage_cores() == expected
+
+
+@pytest.mark.parametrize("given", ["0", "two", "-1", "1.5", "²"])
+def test_a_share_that_is_no_number_of_cores_is_refused(monkeypatch, given):
+    monkeypatch.setenv(process.CORES_VARIABLE, given)
+    with pytest.raises(UserError, match=f"ROBUSTRAIN_CORES: is not a number of cores .*{given}"):
+        process.stage_cores()
 
 
 def logged(level):

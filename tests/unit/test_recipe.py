@@ -172,3 +172,40 @@ def test_the_switch_reaches_the_cells_of_a_matrix_and_their_fingerprints(tmp_pat
     )
     assert fingerprints(recipe, tmp_path) == fingerprints(one_by_one, tmp_path)
     assert fingerprints(recipe, tmp_path) != fingerprints(load("steps-small"), tmp_path)
+
+
+def test_a_recipe_and_its_base_may_be_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "base.yaml").write_text(SMALL)
+    (tmp_path / "more.yaml").write_text("extends: ~/base.yaml\nname: more\n")
+    assert load("~/base.yaml").name == "small"
+    assert load(str(tmp_path / "more.yaml")).name == "more"
+    with pytest.raises(UserError, match=r"no such recipe file"):
+        load("~nobody-of-this-name/base.yaml")
+
+
+def test_an_override_changes_one_stage_of_those_that_share_a_yaml_anchor():
+    """In the quickstart, `adversarial-patch` takes everything from `adversarial`, its attack too."""
+    stages = load("quickstart", ["adversarial.attack.eps=0.1", "pretrain.validation.steps=7"]).stages
+    radii = {name: stages[name].config.model_dump()["attack"]["eps"] for name in ("adversarial", "adversarial-patch")}
+    assert radii == {"adversarial": 0.1, "adversarial-patch": 0.15}
+    steps = {name: stages[name].config.model_dump()["validation"]["steps"] for name in ("pretrain", "convstem")}
+    assert steps == {"pretrain": 7, "convstem": 5}
+
+
+def test_one_element_of_a_list_is_overridden():
+    before, after = (
+        load("quickstart", overrides).stages["evaluate"].config.model_dump()["threats"]
+        for overrides in ([], ["evaluate.threats[1].attack=apgd-ce", "evaluate.threats[3].num_images=7"])
+    )
+    changed = [(i, k, after[i][k]) for i in range(4) for k in after[i] if after[i][k] != before[i][k]]
+    assert changed == [(1, "attack", "apgd-ce"), (3, "num_images", 7)]
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"), [("evaluate.threats[4]", "count from 0 to 3"), ("evaluate.split[0]", "set the whole list")]
+)
+def test_an_element_that_a_list_does_not_have_is_refused(key, remedy):
+    with pytest.raises(UserError, match=rf"^--set: the recipe has no list with an element \d there .*{remedy}"):
+        load("quickstart", [f"{key}=1"])
