@@ -41,6 +41,12 @@ from components.store.spec import ParentRef, StageSpec
 ADOPTED_VARIABLE = "MLFLOW_RUN_ID"
 """Names the run that Kubeflow has opened for a step, which the stage then writes to. Ignored outside Kubeflow."""
 _STAGE_TAG = "stage_of_recipe."
+_NUMBER = "run_number"
+"""Tag that orders runs from the earliest to the newest: one more than the largest number so far, with leading zeros.
+
+Start times do not order them: a run that begins after the clock was set back has an earlier one than its predecessor.
+Runs without the tag are older than this code and come first, by their start times.
+"""
 HOME = "home"
 """Tag of a pipeline run: the machine and the home folder where it was started."""
 _QUIET = {
@@ -98,7 +104,7 @@ class Tracking:
 
     def open_pipeline_run(self, name: str, tags: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
         """Creates the parent run of one pipeline run, with the resolved recipe as an artifact, and returns its id."""
-        every = {"robustrain": "pipeline", STATE: RUNNING, HOME: self._home(), **tags}
+        every = {"robustrain": "pipeline", STATE: RUNNING, HOME: self._home(), _NUMBER: self._next_number(), **tags}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=every)
         self.client.log_dict(run.info.run_id, dict(recipe), RECIPE)
         return run.info.run_id
@@ -155,15 +161,29 @@ class Tracking:
         reason = ""
         for run in reversed(runs):
             if run.data.tags.get(STATE) == COMPLETE:
-                reason = self._problem(run, deep)
-                if not reason:
-                    return Found(COMPLETE, run.info.run_id, run.data.tags.get("pipeline_run", ""))
+                found = self._checked(run, deep)
+                if found.state == COMPLETE:
+                    return found
+                reason = found.reason
         unfinished = [run for run in runs if run.data.tags.get(STATE) != COMPLETE]
         if unfinished:
             last = unfinished[-1]
             cause = last.data.tags.get(ERROR, "it was stopped")
             return Found("interrupted", last.info.run_id, last.data.tags.get("pipeline_run", ""), reason or cause)
         return Found("absent", reason=reason)
+
+    def find_run(self, run_id: str) -> Found:
+        """Returns the state of one run, `complete` or `interrupted`; the outputs' sizes are compared."""
+        run = self.client.get_run(run_id)
+        if run.data.tags.get(STATE) != COMPLETE:
+            return Found("interrupted", run_id, reason=run.data.tags.get(ERROR, "it was stopped"))
+        return self._checked(run, deep=False)
+
+    def _checked(self, run: Any, deep: bool) -> Found:
+        """Compares a complete run with its manifest; `interrupted`, with the reason, if it differs."""
+        reason = self._problem(run, deep)
+        state = "interrupted" if reason else COMPLETE
+        return Found(state, run.info.run_id, run.data.tags.get("pipeline_run", ""), reason)
 
     def _problem(self, run: Any, deep: bool) -> str:
         """Returns why the outputs of a complete run cannot be reused; an empty string if they can."""
@@ -179,7 +199,17 @@ class Tracking:
     def _search(self, query: str) -> list[Any]:
         """Returns runs, earliest first, ties by id, so that every process picks the same one."""
         order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-        return list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=500))
+        found = list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=500))
+        return sorted(found, key=lambda run: run.data.tags.get(_NUMBER, ""))
+
+    def _newest(self, query: str, limit: int) -> list[Any]:
+        """Returns the newest runs, newest first."""
+        order = [f"tags.{_NUMBER} DESC", "attributes.start_time DESC"]
+        return list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=limit))
+
+    def _next_number(self) -> str:
+        newest = self._newest("", 1)
+        return f"{int(newest[0].data.tags.get(_NUMBER, '0')) + 1 if newest else 1:012d}"
 
     def begin(self, spec: StageSpec, adopt: str = "") -> str:
         """Returns the id of the run that `spec` will write to: a new one, or the interrupted run `adopt`.
@@ -197,6 +227,7 @@ class Tracking:
             "stage": spec.name,
             "stage_kind": spec.kind,
             "pipeline_run": spec.pipeline_run,
+            _NUMBER: self._next_number(),
         }
         if spec.pipeline_run:
             tags["mlflow.parentRunId"] = spec.pipeline_run
@@ -249,12 +280,7 @@ class Tracking:
 
     def last_pipeline_runs(self, limit: int = 20) -> list[dict[str, Any]]:
         """Returns the newest pipeline runs first, each with id, name, state, start (ms since 1970) and recipe name."""
-        runs = self.client.search_runs(
-            [self.experiment_id],
-            "tags.robustrain = 'pipeline'",
-            order_by=["attributes.start_time DESC"],
-            max_results=limit,
-        )
+        runs = self._newest("tags.robustrain = 'pipeline'", limit)
         return [
             {
                 "run_id": run.info.run_id,
@@ -272,9 +298,7 @@ class Tracking:
 
     def last_duration(self, stage: str) -> float | None:
         """Returns the seconds of work in the newest complete run of a stage of this name, without pauses; else None."""
-        query = f"tags.stage = '{stage}' and tags.{STATE} = '{COMPLETE}'"
-        order = ["attributes.start_time DESC"]
-        runs = list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=1))
+        runs = self._newest(f"tags.stage = '{stage}' and tags.{STATE} = '{COMPLETE}'", 1)
         seconds = runs[0].data.tags.get(WORKED) if runs else None
         return None if seconds is None else float(seconds)
 
