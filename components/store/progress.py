@@ -88,8 +88,8 @@ class Progress:
 def new_live_folder(home: Path) -> Path:
     """Makes the live folder of a run, `live/<time>`, and removes the oldest ones. The caller holds the home's lock.
 
-    The folder is always new. A clock can show the same second twice (it was set back, summer time ended), and a run must
-    not take another run's reports for its own.
+    The folder is always new: a clock that was set back shows the same second twice, and a run must not take another
+    run's reports for its own.
     """
     parent = home / "live"
     parent.mkdir(parents=True, exist_ok=True)
