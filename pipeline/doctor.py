@@ -94,7 +94,7 @@ def _ffcv(storage: StorageSettings) -> Finding:
     if not importlib.util.find_spec("ffcv"):
         return Finding("ffcv", "warning", "not installed; the native loader reads the same files", remedy)
     # In a process of its own: a library that its extension links may be missing, or may crash the process.
-    tried = subprocess.run([sys.executable, "-c", "import ffcv"], capture_output=True, text=True, check=False)
+    tried = subprocess.run([sys.executable, "-P", "-c", "import ffcv"], capture_output=True, text=True, check=False)
     if tried.returncode:
         cause = (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[-1]
         return Finding(

@@ -315,7 +315,7 @@ def translate_tracking_errors(uri: str) -> Iterator[None]:
         cause = str(error).splitlines()[0]
         remedy = (
             "move the file away (its runs are lost then), or set MLFLOW_TRACKING_URI to another store"
-            if uri.startswith("sqlite:")
+            if uri.startswith("sqlite")
             else "start the server, or correct MLFLOW_TRACKING_URI"
         )
         raise UserError(f"the tracking store cannot be opened ({cause})", where=uri, remedy=remedy) from error
