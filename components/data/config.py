@@ -24,7 +24,7 @@ BUILT_IN: dict[str, str] = {"digits": "digits/1", "shapes": "shapes/2"}
 """Built-in data set -> version of the code that draws it; raised when its pixels or its split change."""
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-"""Endings of files that are read as an archive of a folder in ImageNet layout."""
+"""Endings of files, in lower or upper case, that are read as an archive of a folder in ImageNet layout."""
 
 S3 = "s3://"
 
@@ -102,9 +102,8 @@ class EncodeConfig(BaseModel):
 
 def _last_part(source: str) -> str:
     name = source.rstrip("/").rsplit("/", 1)[-1]
-    for ending in TAR_ENDINGS:
-        name = name.removesuffix(ending)
-    return name
+    ending = next((ending for ending in TAR_ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
 
 
 def source_digest(config: EncodeConfig, *, cache: Path | None = None, list_prefix: ListPrefix | None = None) -> str:

@@ -18,10 +18,7 @@ Raise a set's version in `components.data.config.BUILT_IN` when its pixels or it
 from __future__ import annotations
 
 import functools
-import lzma
 import shutil
-import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +27,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from components.data.archive import unpack
 from components.data.config import BUILT_IN, S3, TAR_ENDINGS, EncodeConfig
 from components.data.encode import ImageItem
 from components.data.sampler import held_out_positions, limited_positions
 from components.errors import UserError, nearest
-from components.files import no_space_as_user_error
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
 """Endings of image files, in lower or upper case; other files are ignored."""
@@ -87,7 +84,7 @@ def _local_folder(config: EncodeConfig, work: Path, fetch_prefix: FetchPrefix | 
         assert fetch_prefix is not None, "an s3:// source needs the store's fetch_prefix"
         return _layout_root(fetch_prefix(config.source, work / "fetched"), config.source)
     root = Path(config.source).expanduser()
-    if root.is_file() and root.name.endswith(TAR_ENDINGS):
+    if root.is_file() and root.name.lower().endswith(TAR_ENDINGS):
         return _layout_root(_fill_once(work / "unpacked", lambda part: unpack(root, part)), config.source)
     if not root.is_dir():
         raise UserError(
@@ -180,27 +177,6 @@ def _images(split: Path, numbers: dict[str, int]) -> list[ImageItem]:
             )
         items += [ImageItem(str(path), numbers[name]) for path in files]
     return items
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Extracts the regular files of a tar archive into a folder, by Python's `data` filter.
-
-    The filter refuses links and members that would end up outside the folder, and devices.
-
-    Raises:
-        UserError: it is not a complete tar archive, it holds an unsafe member, or no space is left.
-    """
-    try:
-        with no_space_as_user_error(folder), tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-    except tarfile.FilterError as error:
-        raise UserError(
-            f"the archive holds an unsafe member ({error})", where=str(archive), remedy="pack it again without it"
-        ) from error
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(
-            f"this is not a complete tar archive ({error})", where=str(archive), remedy="download or pack it again"
-        ) from error
 
 
 SIDE = 32

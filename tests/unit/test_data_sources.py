@@ -96,12 +96,20 @@ def test_an_archive_is_read_as_its_folder(folder: Callable[..., Path], tmp_path:
     assert (source.name, source.classes, len(source.splits["train"])) == ("set", ("a", "b"), 8)
 
 
+def test_the_ending_of_an_archive_may_be_in_upper_case(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train={"a": 4, "b": 4}, val={"a": 1, "b": 1})
+    with tarfile.open(tmp_path / "Set.TAR", "w") as tar:
+        tar.add(root, "my-set")
+    source = open_source(EncodeConfig(source=str(tmp_path / "Set.TAR")), tmp_path / "w")
+    assert (source.name, len(source.splits["train"])) == ("Set", 8)
+
+
 def test_an_archive_cannot_write_outside(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "evil.tar", "w") as tar:
         member = tarfile.TarInfo("../escaped.png")
         member.size = 3
         tar.addfile(member, io.BytesIO(b"abc"))
-    with pytest.raises(UserError, match="unsafe member"):
+    with pytest.raises(UserError, match="not safe to unpack"):
         open_source(EncodeConfig(source=str(tmp_path / "evil.tar")), tmp_path / "w" / "deep")
     assert not list(tmp_path.rglob("escaped.png"))
 
