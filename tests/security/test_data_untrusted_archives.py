@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from components.data import archive
-from components.data.archive import unpack
+from components.data import sources
+from components.data.sources import unpack
 from components.errors import UserError
 
 
@@ -80,7 +80,7 @@ def test_a_chain_of_links_too_long_for_the_filter_writes_nothing(tmp_path: Path,
 def test_an_archive_that_grows_too_much_is_refused_before_its_member_is_written(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "ALWAYS_TAKEN", 1 << 20)
+    monkeypatch.setattr(sources, "ALWAYS_TAKEN", 1 << 20)
     big = member("train/a/zeros.bmp")
     big.size = 8 << 20
     path = tmp_path / "bomb.tar.gz"
@@ -90,17 +90,17 @@ def test_an_archive_that_grows_too_much_is_refused_before_its_member_is_written(
     with pytest.raises(UserError, match="more than 100 times its size"):
         unpack(path, folder)
     assert [item.name for item in folder.rglob("*.*")] == ["0.png"]
-    monkeypatch.setattr(archive, "ALWAYS_TAKEN", 16 << 20)
+    monkeypatch.setattr(sources, "ALWAYS_TAKEN", 16 << 20)
     unpack(path, folder)
     assert (folder / "train/a/zeros.bmp").stat().st_size == 8 << 20
 
 
 def test_many_empty_files_are_a_bomb_too(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "ALWAYS_TAKEN", 50_000)
+    monkeypatch.setattr(sources, "ALWAYS_TAKEN", 50_000)
     raw = packed(tmp_path / "plain.tar", [member(f"train/{'a' * 20}/{k}", tarfile.DIRTYPE) for k in range(500)])
     path = tmp_path / "bomb.tar.gz"
     path.write_bytes(gzip.compress(raw.read_bytes()))
-    monkeypatch.setattr(archive, "MOST_GROWTH", 5)
+    monkeypatch.setattr(sources, "MOST_GROWTH", 5)
     with pytest.raises(UserError, match="more than 5 times its size"):
         unpack(path, folder)
 
