@@ -80,6 +80,48 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
     return path
 
 
+_HEAD_BYTES = 4096
+"""Where a file's kind is looked for, see `write_output`."""
+
+
+def write_output(path: Path, content: str, mark: str) -> Path:
+    """Writes a file at a path that a person gave, and returns the path.
+
+    Replaces only an empty file or an earlier file of the same kind. A link is followed, and the file that it points to
+    is written; a device or a pipe gets the content and stays what it is.
+
+    Args:
+        path: the file; `~` is expanded and missing folders above it are created.
+        content: the text, written as UTF-8.
+        mark: text that begins every file of this kind, within its first 4 KiB.
+
+    Raises:
+        UserError: it is a folder or another file, or it cannot be written.
+    """
+    where = str(path)
+    try:
+        path = path.expanduser()
+        if path.is_dir():
+            raise UserError("this is a folder", where=where, remedy="name a file in it")
+        if path.exists() and not path.is_file():
+            path.write_text(content, encoding="utf-8")
+            return path
+        if path.is_file() and not _may_be_replaced(path, mark):
+            what = "there is another file of this name, which is not replaced"
+            raise UserError(what, where=where, remedy="name another file, or remove this one first")
+        write_atomically(path.resolve(), content)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, or no home folder for `~`
+        cause = getattr(error, "strerror", None) or error
+        raise UserError(f"this file cannot be written ({cause})", where=where, remedy="name another file") from error
+    return path
+
+
+def _may_be_replaced(path: Path, mark: str) -> bool:
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    return not head or mark.encode() in head
+
+
 def write_json(path: Path, value: Any, *, fsync: bool = True) -> Path:
     """Writes `value` atomically as sorted, indented JSON, and returns the path.
 

@@ -134,16 +134,19 @@ class AttackPart:
         title: name in results, as the word for an image that this part broke.
         model_calls: calls of the model on a batch that survives; only for the progress shown.
         forwards: their cost in forward passes, a gradient counted as about one more.
+        fewest_classes: number of classes that it needs.
     """
 
     key: str
     title: str
     model_calls: int
     forwards: int
+    fewest_classes: int = 2
 
 
 APGD_CE = AttackPart("apgd-ce", "APGD-CE", model_calls=102, forwards=220)
-APGD_T = AttackPart("apgd-t", "APGD-T", model_calls=919, forwards=2000)
+# The targeted loss divides by the mean of the third and fourth largest logits.
+APGD_T = AttackPart("apgd-t", "APGD-T", model_calls=919, forwards=2000, fewest_classes=4)
 FAB_T = AttackPart("fab-t", "FAB-T", model_calls=1828, forwards=2900)
 SQUARE = AttackPart("square", "Square", model_calls=5003, forwards=5003)
 
@@ -177,6 +180,11 @@ class Attack:
     def forwards_per_image(self) -> int:
         """Forward passes that an image costs which survives every part."""
         return sum(part.forwards for part in self.parts)
+
+    @property
+    def fewest_classes(self) -> int:
+        """Number of classes that every part can work with."""
+        return max(part.fewest_classes for part in self.parts)
 
     def includes(self, other: Attack) -> bool:
         """Whether this attack contains every part of `other`, so that the other's robust accuracy is an upper bound."""

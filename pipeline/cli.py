@@ -36,6 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 RecipeName = Annotated[
@@ -55,8 +56,19 @@ WhichRun = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"robustrain {version('robustrain')}")
+        raise typer.Exit
+
+
 @app.callback()
 def set_up(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+    ] = False,
     verbose: Annotated[
         int, typer.Option("--verbose", "-v", count=True, show_default=False, help="log more; -vv logs every detail")
     ] = 0,
@@ -67,7 +79,7 @@ def set_up(
     set_up_logging(default="warning")
 
 
-@app.command(epilog="Example: robustrain run quickstart --set adversarial.epochs=5")
+@app.command(epilog="Example: robustrain run quickstart --set adversarial.epochs=8")
 def run(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -99,7 +111,7 @@ def run(
         raise UserError("unknown target", where="--on", value=on, remedy="use `here` or `kubeflow`")
 
 
-@app.command(epilog="Example: robustrain plan quickstart --set adversarial.epochs=5")
+@app.command(epilog="Example: robustrain plan quickstart --set adversarial.epochs=8")
 def plan(recipe: RecipeName, overrides: Overrides = None, again: Again = None, as_json: AsJson = False) -> None:
     """Show what `run` would do with each stage, and why.
 
@@ -128,7 +140,7 @@ def compile_(
     overrides: Overrides = None,
     image: Annotated[str, typer.Option(help="container image of the steps; default: ROBUSTRAIN_PIPELINE_IMAGE")] = "",
 ) -> None:
-    """Write a recipe as a Kubeflow pipeline. Equal recipes give equal bytes."""
+    """Write a recipe as a Kubeflow pipeline. Equal recipes give equal bytes. Only an earlier pipeline is replaced."""
     chosen = _load(recipe, overrides)
     from pipeline import graph
 
@@ -137,14 +149,20 @@ def compile_(
 
 
 @app.command(epilog="Example: robustrain results --json")
-def results(run_id: WhichRun = "", as_json: AsJson = False) -> None:
+def results(
+    run_id: WhichRun = "",
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="print CSV, with the fields of the JSON as columns")] = False,
+) -> None:
     """Show the robust accuracies of a run with their conditions."""
     from components.store.settings import StorageSettings
     from pipeline.results import read
 
+    if as_json and as_csv:
+        raise UserError("the two forms exclude each other", where="--csv", remedy="leave out --json or --csv")
     found = read(StorageSettings.from_environment(), run_id)
-    if as_json:
-        _print_json(found.plain())
+    if as_json or as_csv:
+        print(found.csv() if as_csv else json.dumps(found.plain(), indent=1), end="" if as_csv else "\n")
         print(found.notice(), end="\n" if found.notice() else "", file=sys.stderr)
         return
     if found.rows:
@@ -155,12 +173,36 @@ def results(run_id: WhichRun = "", as_json: AsJson = False) -> None:
         print(f"report: {found.report}")
 
 
+@app.command(epilog="Example: robustrain runs --limit 5")
+def runs(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="how many of the newest")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the newest runs of recipes: id, recipe, state and start.
+
+    `results --run ID` and `report --run ID` take an id or its beginning.
+    """
+    from datetime import datetime
+
+    from components.store.settings import StorageSettings
+    from pipeline.results import list_runs
+
+    found = list_runs(StorageSettings.from_environment(), limit)
+    if as_json:
+        _print_json(found)
+        return
+    width = max(len(run["name"]) for run in found)
+    for run in found:
+        start = datetime.fromtimestamp(run["start"] / 1000).astimezone()
+        print(f"{run['run_id'][:8]}  {run['name']:<{width}}  {run['state']:<8}  {start:%Y-%m-%d %H:%M}")
+
+
 @app.command(epilog="Example: robustrain report -o report.html")
 def report(
     run_id: WhichRun = "",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="copy the page to this file")] = None,
 ) -> None:
-    """Print the path of a run's HTML report, or copy it."""
+    """Print the path of a run's HTML report, or copy it. Only an earlier report is replaced by the copy."""
     from components.store.settings import StorageSettings
     from pipeline.results import read
 
@@ -170,14 +212,10 @@ def report(
     if output is None:
         print(found.report)
         return
-    from components.files import write_atomically
+    from components.files import write_output
+    from components.report.page import MARK
 
-    page = Path(found.report).read_text(encoding="utf-8")
-    try:
-        print(write_atomically(output, page))
-    except OSError as error:
-        cause = f"this file cannot be written ({error.strerror})"
-        raise UserError(cause, where=str(output), remedy="name another file") from error
+    print(write_output(output, Path(found.report).read_text(encoding="utf-8"), MARK))
 
 
 @app.command(epilog="Example: robustrain recipes --show quickstart")

@@ -14,6 +14,7 @@ KFP's own cache stays off: it does not see the code of the installed package, an
 import functools
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, List  # noqa: UP035 - KFP wants typing.List
 from kfp import compiler, dsl
 
 from components.errors import UserError
+from components.files import write_output
 from components.launch.rayjob_settings import CONFIG_MAP, POD_FIELDS, SECRET, SECRET_KEYS, config_map_keys
 from pipeline.recipe import Recipe
 from pipeline.recipe import build as recipe_from_document
@@ -30,6 +32,9 @@ from pipeline.stage_runner import stage_definition_json
 IMAGE = "robustrain/pipeline:0.1.0"
 STEP_CPU, STEP_MEMORY = "1", "4Gi"
 """The step's pod only decides, launches and waits; the work is done by the job it launches."""
+
+_MARK = "# PIPELINE DEFINITION\n# Name: robustrain-"
+"""The beginning of every compiled pipeline of ours."""
 
 _component = functools.partial(dsl.component, packages_to_install=[], install_kfp_package=False)
 
@@ -104,16 +109,12 @@ def compile_to(recipe: Recipe, path: Path, image: str = IMAGE) -> Path:
     """Writes the pipeline as KFP YAML; equal recipes give equal bytes.
 
     Raises:
-        UserError: the path does not end in `.yaml`, or cannot be written.
+        UserError: the path does not end in `.yaml`, is that of another file, or cannot be written.
     """
     if path.suffix != ".yaml" or path.is_dir():
         raise UserError("this is no file name ending in .yaml", where=str(path), remedy="name one, as pipeline.yaml")
     pipeline: Any = build(recipe, image)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(pipeline, str(path))
-    except OSError as error:
-        raise UserError(
-            f"this file cannot be written ({error.strerror})", where=str(path), remedy="name another place"
-        ) from error
-    return path
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(pipeline, str(written))
+        return write_output(path, written.read_text(encoding="utf-8"), _MARK)

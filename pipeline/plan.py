@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from components.errors import UserError
+from components.evaluate.config import EvaluateConfig
 from components.store.settings import StorageSettings
+from components.threats import ATTACKS
 from pipeline.recipe import Recipe, Stage
 from pipeline.stage_runner import fingerprint_of
 
@@ -37,6 +40,43 @@ class Planned:
         return asdict(self)
 
 
+def check_data(recipe: Recipe) -> None:
+    """Refuses data that a stage could not use, and attacks that need more classes, before anything runs.
+
+    The sources are read on this machine; on a cluster they may be somewhere else.
+
+    Raises:
+        UserError: names the stage, or all stages whose attacks need more classes.
+    """
+    classes: dict[str, int] = {}
+    for stage in recipe.stages.values():
+        try:
+            found = stage.kind.source_classes(stage.config)
+        except UserError as error:
+            raise error.within(f"stages.{stage.name}") if error.where == "source" else error from None
+        if found is not None:
+            classes[stage.name] = len(found)
+    short = [line for name, number in classes.items() if (line := _too_few_classes(recipe, name, number))]
+    if short:
+        remedy = "set `attack: apgd-ce` in these threats; with so few classes no result may be called AutoAttack"
+        raise UserError("; ".join(short), remedy=remedy)
+
+
+def _too_few_classes(recipe: Recipe, data: str, classes: int) -> str:
+    """Returns which evaluations on a data set have attacks that need more classes; an empty string if none has."""
+    found: dict[str, list[str]] = {}
+    fewest = 0
+    for stage in recipe.stages.values():
+        if stage.parents.get("data") == data and isinstance(stage.config, EvaluateConfig):
+            attacks = {ATTACKS[threat.attack].title: ATTACKS[threat.attack] for threat in stage.config.threats}
+            short = {title: attack for title, attack in attacks.items() if classes < attack.fewest_classes}
+            if short:
+                found[stage.name] = list(short)
+                fewest = max(fewest, *(attack.fewest_classes for attack in short.values()))
+    listed = ", ".join(f"{name} ({', '.join(titles)})" for name, titles in found.items())
+    return f"{data} has {classes} classes, and attacks need at least {fewest}: {listed}" if found else ""
+
+
 def fingerprints(recipe: Recipe, cache: Path) -> dict[str, str]:
     """Returns the fingerprint of every stage of a recipe, by name."""
     known: dict[str, str] = {}
@@ -50,7 +90,11 @@ def plan(recipe: Recipe, storage: StorageSettings, again: tuple[str, ...] = ()) 
     """Returns what `robustrain run` would do now, stage by stage.
 
     Reads MLflow if there is one, and changes no run. It keeps the digest of a folder of images in the cache.
+
+    Raises:
+        UserError: as `check_data`, or the data cannot be read.
     """
+    check_data(recipe)
     prints = fingerprints(recipe, storage.cache)
     if storage.is_fresh:
         return [_first_time(stage, prints[stage.name]) for stage in recipe.stages.values()]

@@ -58,6 +58,38 @@ class Results:
         """The documented fields of the rows, for JSON: accuracies are fractions, `interval` is [low, high] at 95 %."""
         return [row.plain() for row in self.rows]
 
+    def csv(self) -> str:
+        """Returns the fields of `plain` as CSV with a header line; `interval` has two columns."""
+        import csv
+        import io
+
+        text = io.StringIO()
+        columns = [name for name in ResultRow.model_fields if name not in ("details", "interval")]
+        writer = csv.DictWriter(text, [*columns, "interval_low", "interval_high"], lineterminator="\n")
+        writer.writeheader()
+        for row in self.plain():
+            low, high = row.pop("interval")
+            writer.writerow({**row, "interval_low": low, "interval_high": high})
+        return text.getvalue()
+
+
+def list_runs(storage: StorageSettings, limit: int) -> list[dict[str, Any]]:
+    """Returns the newest pipeline runs first, as `Tracking.last_pipeline_runs` describes them.
+
+    Raises:
+        UserError: there are none.
+    """
+    from components.store.tracking import Tracking
+
+    found = [] if storage.is_fresh else Tracking(storage).last_pipeline_runs(limit)
+    if not found:
+        raise _no_run(storage)
+    return found
+
+
+def _no_run(storage: StorageSettings) -> UserError:
+    return UserError("no run is known here", where=str(storage.home), remedy="start one: `robustrain run quickstart`")
+
 
 def read(storage: StorageSettings, run: str = "") -> Results:
     """Reads the results of a pipeline run.
@@ -72,9 +104,7 @@ def read(storage: StorageSettings, run: str = "") -> Results:
     from components.store.tracking import Tracking
 
     if storage.is_fresh:
-        raise UserError(
-            "no run is known here", where=str(storage.home), remedy="start one: `robustrain run quickstart`"
-        )
+        raise _no_run(storage)
     tracking = Tracking(storage)
     runs = tracking.last_pipeline_runs(200)
     chosen = _choose(runs, run, storage)
@@ -115,7 +145,7 @@ def _choose(runs: list[dict[str, Any]], run: str, storage: StorageSettings) -> d
         raise UserError(
             "no pipeline run with this id" if run else "no pipeline run is known here",
             where=str(storage.home),
-            remedy="start one: `robustrain run quickstart`",
+            remedy="`robustrain runs` lists them" if run and runs else "start one: `robustrain run quickstart`",
         )
     return fitting[0]
 

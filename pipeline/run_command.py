@@ -58,11 +58,17 @@ def check_machine() -> None:
 def run_with_display(
     recipe: Recipe, console: Console, again: tuple[str, ...] = (), jobs: int = 0, runner: str = "local"
 ) -> Outcome:
-    """Runs a recipe on this machine with its live lines."""
+    """Runs a recipe on this machine with its live lines.
+
+    Raises:
+        UserError: as `pipeline.plan.check_data` and `pipeline.local.run_here`.
+    """
     from components.store.settings import StorageSettings
     from pipeline.display import Display
     from pipeline.local import run_here
+    from pipeline.plan import check_data
 
+    check_data(recipe)
     display = Display(recipe, console)
     try:
         with display.shown():

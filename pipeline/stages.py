@@ -74,6 +74,8 @@ class StageKind:
         seconds: configuration -> estimated time, relative to the quickstart's on one core; the runner starts the stages
             on the longest path first.
         digest: `module:function` that digests the stage's source data; only for kinds that read raw data.
+        classes: `module:function` that checks the source data and returns its classes, if they are known before it is
+            read; only for kinds that read raw data.
         resources: what its RayJob asks of a cluster; None if the KFP step does the work itself, without torch.
         retries: how often KFP tries the step again; a retry continues from the last complete checkpoint.
     """
@@ -89,6 +91,7 @@ class StageKind:
     reported: bool = True
     seconds: Callable[[Any], float] = _one_second
     digest: str = ""
+    classes: str = ""
     resources: Resources | None = None
     retries: int = 1
 
@@ -119,6 +122,14 @@ class StageKind:
             cache: folder where digests of unchanged folders are kept.
         """
         return resolve(self.digest)(config, cache=cache, list_prefix=list_prefix) if self.digest else ""
+
+    def source_classes(self, config: BaseModel) -> tuple[str, ...] | None:
+        """Checks the raw data that a configuration names, and returns its classes; None if they are not known yet.
+
+        Raises:
+            UserError: the data cannot be used.
+        """
+        return resolve(self.classes)(config) if self.classes else None
 
 
 def resolve(address: str) -> Callable[..., Any]:
@@ -178,6 +189,7 @@ STAGES: dict[str, StageKind] = {
             entry="components.data.stage:run",
             makes=DATA,
             digest="components.data.config:source_digest",
+            classes="components.data.config:source_classes",
             resources=Resources(cpus=16, memory_gib=32, deadline_s=24 * 3600),
         ),
         _training("pretrain", "clean weights: trained here, a timm tag, or a file", PretrainConfig),

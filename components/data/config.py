@@ -16,6 +16,7 @@ from typing import Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from components.data.layout import read_layout
 from components.errors import UserError
 from components.files import sha256_file, write_json
 from components.fingerprint import NO_FINGERPRINT
@@ -134,6 +135,43 @@ def source_digest(config: EncodeConfig, *, cache: Path | None = None, list_prefi
             remedy=f"name an existing folder or archive, an s3:// address, or one of: {known}",
         )
     return digest_of_files(root, cache)
+
+
+def source_classes(config: EncodeConfig) -> tuple[str, ...] | None:
+    """Checks a source before anything runs, and returns its classes.
+
+    Returns:
+        The class names of a folder. None for built-in sets, which have ten classes or more, and for archives and
+        `s3://` addresses, whose images are only known after they have been unpacked or fetched.
+
+    Raises:
+        UserError: it is no archive, or the folder's layout is none that `components.data.layout.read_layout` takes.
+    """
+    from tarfile import is_tarfile
+
+    if config.source in BUILT_IN or config.source.startswith(S3):
+        return None
+    root = Path(config.source).expanduser()
+    if root.is_dir():
+        return read_layout(names_below(root), config.source).classes
+    if root.is_file() and not (root.name.lower().endswith(TAR_ENDINGS) and is_tarfile(root)):
+        what, remedy = "this is no folder and no tar archive", f"give a folder, or an archive ({' '.join(TAR_ENDINGS)})"
+        raise UserError(what, where="source", value=config.source, remedy=remedy)
+    return None
+
+
+def names_below(root: Path) -> Iterator[str]:
+    """Yields the POSIX paths below a folder of all files in it, and of its folders with a slash at the end.
+
+    Raises:
+        UserError: a folder cannot be read, or links lead in a circle.
+    """
+    for folder, names, files in os.walk(root, followlinks=True, onerror=_raise_unreadable):
+        below = Path(folder).relative_to(root)
+        for name in names:
+            _refuse_loop(Path(folder, name))
+            yield f"{(below / name).as_posix()}/"
+        yield from ((below / file).as_posix() for file in files)
 
 
 def _s3_digest(source: str, list_prefix: ListPrefix | None) -> str:

@@ -30,14 +30,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from components.data.config import BUILT_IN, S3, TAR_ENDINGS, EncodeConfig
+from components.data.config import BUILT_IN, S3, TAR_ENDINGS, EncodeConfig, names_below
 from components.data.encode import ImageItem
+from components.data.layout import read_layout
 from components.data.sampler import held_out_positions, limited_positions
 from components.errors import UserError, nearest
 from components.files import no_space_as_user_error
-
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
-"""Endings of image files, in lower or upper case; other files are ignored."""
 
 FetchPrefix = Callable[[str, Path], Path]
 """Downloads an `s3://` prefix into a folder and returns the folder that holds its files."""
@@ -68,7 +66,7 @@ def open_source(config: EncodeConfig, work: Path, *, fetch_prefix: FetchPrefix |
         fetch_prefix: `components.store.objects.fetch_prefix`; needed for an `s3://` source only.
 
     Raises:
-        UserError: there is no such source, a class has no images, or val has a class that train lacks.
+        UserError: there is no such source, or its layout is none that `read_layout` takes.
     """
     root = _local_folder(config, work, fetch_prefix)
     classes, splits, notes = _list_images(root, config)
@@ -85,10 +83,10 @@ def _local_folder(config: EncodeConfig, work: Path, fetch_prefix: FetchPrefix | 
         return _fill_once(work / "drawn", lambda part: _draw(config.source, part))
     if config.source.startswith(S3):
         assert fetch_prefix is not None, "an s3:// source needs the store's fetch_prefix"
-        return _layout_root(fetch_prefix(config.source, work / "fetched"), config.source)
+        return fetch_prefix(config.source, work / "fetched")
     root = Path(config.source).expanduser()
     if root.is_file() and root.name.lower().endswith(TAR_ENDINGS):
-        return _layout_root(_fill_once(work / "unpacked", lambda part: unpack(root, part)), config.source)
+        return _fill_once(work / "unpacked", lambda part: unpack(root, part))
     if not root.is_dir():
         raise UserError(
             "there is no such folder, archive or built-in set" + nearest(config.source, BUILT_IN),
@@ -96,7 +94,7 @@ def _local_folder(config: EncodeConfig, work: Path, fetch_prefix: FetchPrefix | 
             value=config.source,
             remedy=f"name an existing folder or archive, an s3:// address, or one of: {', '.join(sorted(BUILT_IN))}",
         )
-    return _layout_root(root, config.source)
+    return root
 
 
 def _fill_once(folder: Path, fill: Callable[[Path], None]) -> Path:
@@ -114,72 +112,31 @@ def _draw(name: str, folder: Path) -> None:
     """Writes a built-in set as PNG files in ImageNet layout."""
     from PIL import Image
 
-    # MERGED
-
     for index, (split, label, pixels) in enumerate(DRAW[name]()):
         path = folder / split / label / f"{index:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path, compress_level=1)
 
 
-def _layout_root(root: Path, source: str) -> Path:
-    """Returns the folder that holds `train/`: `root` itself, or the only folder in it."""
-    inside = [item for item in root.iterdir() if item.is_dir() and not item.name.startswith(".")]
-    for candidate in (root, *(inside if len(inside) == 1 else ())):
-        if (candidate / "train").is_dir():
-            return candidate
-    raise UserError(
-        "there is no folder `train` in it",
-        where="source",
-        value=source,
-        remedy="lay the images out as train/<class>/<image> and, if you have them, val/<class>/<image>",
-    )
-
-
 def _list_images(root: Path, config: EncodeConfig) -> tuple[tuple[str, ...], dict[str, list[ImageItem]], list[str]]:
-    classes = _class_names(root / "train")
-    numbers = {name: number for number, name in enumerate(classes)}
-    train = _images(root / "train", numbers)
-    if (root / "val").is_dir():
-        unknown = [name for name in _class_names(root / "val") if name not in numbers]
-        if unknown:
-            raise UserError(
-                f"val has a class that train lacks{nearest(unknown[0], classes)}",
-                where=str(root / "val" / unknown[0]),
-                remedy="give train and val the same class folders",
-            )
-        return classes, {"train": train, "val": _images(root / "val", numbers)}, []
+    layout = read_layout(names_below(root), config.source)
+    numbers = {name: number for number, name in enumerate(layout.classes)}
+    found = {
+        split: [ImageItem(str(root / name), numbers[of]) for of, name in images]
+        for split, images in layout.images.items()
+    }
+    if "val" in found:
+        return layout.classes, found, [*layout.notes]
+    train = found["train"]
     chosen = held_out_positions([item.label for item in train], config.val_fraction, config.seed)
     splits = {
         "train": [item for position, item in enumerate(train) if position not in chosen],
         "val": [train[position] for position in sorted(chosen)],
     }
     if not splits["val"]:
-        raise UserError("too few images to hold some out", where=str(root), remedy="add images, or a folder `val`")
+        raise UserError("too few images to hold some out", where=config.source, remedy="add images, or a folder `val`")
     note = f"there is no val/: {len(chosen)} of {len(train)} train images were held out (seed {config.seed})"
-    return classes, splits, [note]
-
-
-def _class_names(split: Path) -> tuple[str, ...]:
-    names = tuple(sorted(item.name for item in split.iterdir() if item.is_dir() and not item.name.startswith(".")))
-    if not names:
-        raise UserError("there are no class folders in it", where=str(split), remedy="use one folder for each class")
-    return names
-
-
-def _images(split: Path, numbers: dict[str, int]) -> list[ImageItem]:
-    items: list[ImageItem] = []
-    for name in _class_names(split):
-        files = sorted(path for path in (split / name).iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
-        # AppleDouble and other hidden files have an image's ending but hold no image.
-        files = [path for path in files if not path.name.startswith(".") and path.is_file()]
-        if not files:
-            known = " ".join(sorted(IMAGE_ENDINGS))
-            raise UserError(
-                "this class folder has no images", where=str(split / name), remedy=f"add images ({known}) or remove it"
-            )
-        items += [ImageItem(str(path), numbers[name]) for path in files]
-    return items
+    return layout.classes, splits, [note, *layout.notes]
 
 
 MOST_GROWTH = 100

@@ -31,9 +31,6 @@ LIBRARY = f"pyautoattack {version('pyautoattack')}"
 LOGGER = "auto-attack"
 """Name of the library's logger."""
 
-FEWEST_CLASSES = 4
-"""APGD-T's loss divides by the mean of the third and fourth largest logits."""
-
 
 def square_can_tile(side: int) -> bool:
     """Whether Square's L2 and L1 start fits an image of `side` px; it tiles with squares of side // 5."""
@@ -48,10 +45,10 @@ def refuse_impossible(threat: Threat, *, num_classes: int, resolution: int) -> N
     Raises:
         UserError: too few classes for the targeted attacks, or a side on which Square crashes.
     """
-    parts = ATTACKS[threat.attack].parts
-    if num_classes < FEWEST_CLASSES and APGD_T in parts:
+    parts, fewest = ATTACKS[threat.attack].parts, ATTACKS[threat.attack].fewest_classes
+    if num_classes < fewest:
         raise UserError(
-            f"{threat.title} has targeted losses that need at least {FEWEST_CLASSES} classes",
+            f"{threat.title} has targeted losses that need at least {fewest} classes",
             where="classes",
             value=num_classes,
             remedy="use attack: apgd-ce; with so few classes no result may be called AutoAttack",

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _FOLDER = Path(__file__).parent
 
+MARK = "robustrain report</title>"
+"""In the head of every report (`page.html.j2`), by which it is recognised."""
+
 _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if chr(code) not in "\t\n"}
 _CONTROLS |= dict.fromkeys((*range(0xD800, 0xE000), 0xFFFE, 0xFFFF), "\N{REPLACEMENT CHARACTER}")
 """Characters that neither HTML nor XML allows; they can only come from data."""

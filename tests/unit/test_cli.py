@@ -23,7 +23,7 @@ def robustrain(*arguments, home, **environment):
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "cancel", "plan", "compile", "results", "report", "recipes", "experiments", "doctor"]
+    "command", ["run", "cancel", "plan", "compile", "results", "runs", "report", "recipes", "experiments", "doctor"]
 )
 def test_every_command_has_help(command):
     shown = CliRunner().invoke(app, [command, "--help"])
@@ -45,7 +45,18 @@ def test_a_foreign_module_named_components_is_one_line_that_names_its_file(tmp_p
 
 def test_help_names_every_command():
     shown = CliRunner().invoke(app, ["--help"]).output
-    for command in ("run", "cancel", "plan", "compile", "results", "report", "recipes", "experiments", "doctor"):
+    for command in (
+        "run",
+        "cancel",
+        "plan",
+        "compile",
+        "results",
+        "runs",
+        "report",
+        "recipes",
+        "experiments",
+        "doctor",
+    ):
         assert command in shown
 
 
@@ -64,6 +75,8 @@ def test_help_names_every_command():
         (("cancel", "some-run"), "ROBUSTRAIN_KFP_HOST"),
         (("results",), "no run is known here"),
         (("report",), "no run is known here"),
+        (("runs",), "no run is known here"),
+        (("results", "--json", "--csv"), "--csv: the two forms exclude each other"),
         (("recipes", "--show", "nothing"), "unknown recipe"),
         (("plan", "steps-small", "--set", "adversarial-{step}.epochs=3"), "did you mean 'adversarial-{steps}'"),
         (("plan", "steps-small", "--set", "matrix.steps=[1.5]"), "matrix.steps: a label becomes part of stage names"),
@@ -78,6 +91,38 @@ def test_mistakes_are_one_line_and_status_2(arguments, expected, tmp_path):
     assert expected in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "home").exists()
+
+
+def test_the_version_is_printed(tmp_path):
+    from importlib.metadata import version
+
+    done = robustrain("--version", home=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"robustrain {version('robustrain')}\n")
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["results"]])
+def test_a_short_h_shows_the_help(command):
+    runner = CliRunner()
+    assert runner.invoke(app, [*command, "-h"]).output == runner.invoke(app, [*command, "--help"]).output != ""
+
+
+def test_runs_are_listed_with_the_ids_that_other_commands_take(storage, monkeypatch):
+    from components.store.tracking import Tracking
+
+    monkeypatch.setenv("ROBUSTRAIN_HOME", str(storage.home))
+    tracking = Tracking(storage)
+    older, newer = (tracking.open_pipeline_run(name, {"recipe": name}, {"name": name}) for name in ("one", "two"))
+    tracking.close_pipeline_run(older, state="complete")
+    listed = json.loads(CliRunner().invoke(app, ["runs", "--json"]).output)
+    states = {run["run_id"]: (run["name"], run["state"]) for run in listed}
+    assert states == {older: ("one", "complete"), newer: ("two", "running")}
+    shown = CliRunner().invoke(app, ["runs"]).output
+    assert f"{older[:8]}  one  complete" in shown
+    assert len(CliRunner().invoke(app, ["runs", "-n", "1"]).output.splitlines()) == 1
+    found = CliRunner().invoke(app, ["results", "--run", older[:8], "--csv"])
+    assert found.output.startswith("kind,stage,model,stem,dataset,resolution,norm,eps,attack,n,clean_accuracy")
+    with pytest.raises(UserError, match=r"no pipeline run with this id.*`robustrain runs` lists them"):
+        raise CliRunner().invoke(app, ["results", "--run", "nothing"]).exception
 
 
 def test_recipes_are_listed_and_shown():
@@ -171,9 +216,11 @@ def test_the_set_up_trusts_ffcv_only_when_it_can_be_imported(tmp_path, works):
     assert asked.read_text().splitlines()[0] == "-c import ffcv"
 
 
-@pytest.mark.parametrize("output", ["p.txt", "folder", "file/p.yaml"])
+@pytest.mark.parametrize("output", ["p.txt", "folder", "file/p.yaml", "k8s.yaml", "link.yaml"])
 def test_compile_says_where_it_cannot_write(tmp_path, output):
     (tmp_path / "folder").mkdir()
+    (tmp_path / "k8s.yaml").write_text("kind: Secret")
+    (tmp_path / "link.yaml").symlink_to("k8s.yaml")
     (tmp_path / "file").write_text("no folder")
     done = robustrain("compile", "quickstart", "-o", str(tmp_path / output), home=tmp_path / "home")
     assert done.returncode == 2
@@ -181,9 +228,34 @@ def test_compile_says_where_it_cannot_write(tmp_path, output):
     assert done.stderr.count("\n") == 1
 
 
+def test_compile_replaces_an_earlier_pipeline(tmp_path):
+    output = tmp_path / "p.yaml"
+    for recipe in ("quickstart", "steps-small"):
+        assert CliRunner().invoke(app, ["compile", recipe, "-o", str(output)]).exit_code == 0
+        assert output.read_text().startswith(f"# PIPELINE DEFINITION\n# Name: robustrain-{recipe}\n")
+
+
+def test_the_copied_report_replaces_reports_only(tmp_path, monkeypatch):
+    from components.report.page import MARK
+    from pipeline import results
+
+    page, other = tmp_path / "report.html", tmp_path / "thesis.html"
+    page.write_text(f"<title>a · {MARK}")
+    other.write_text("<title>thesis</title>")
+    found = results.Results("a" * 32, "demo", "complete", [], [], str(page))
+    monkeypatch.setattr(results, "read", lambda storage, run: found)
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["report", "-o", str(tmp_path / "copy.html")])
+        assert done.output == f"{tmp_path / 'copy.html'}\n"
+    assert (tmp_path / "copy.html").read_text() == page.read_text()
+    with pytest.raises(UserError, match=r"thesis\.html: there is another file of this name, which is not replaced"):
+        raise CliRunner().invoke(app, ["report", "-o", str(other)]).exception
+    assert other.read_text() == "<title>thesis</title>"
+
+
 def test_plan_needs_no_home_that_can_be_written(tmp_path):
     (tmp_path / "home").write_text("no folder")
-    for name in ("a", "b"):
+    for name in "abcd":
         (tmp_path / "images" / "train" / name).mkdir(parents=True)
         (tmp_path / "images" / "train" / name / "1.png").write_bytes(b"x")
     source = f"digits.source={tmp_path / 'images'}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
+import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from components.data import sources
-from components.data.config import EncodeConfig, source_digest
+from components.data.config import EncodeConfig, source_classes, source_digest
 from components.data.sources import open_source
 from components.errors import UserError
 
@@ -64,7 +66,93 @@ def test_labels_follow_sorted_class_names(folder: Callable[..., Path], tmp_path:
     source = open_source(EncodeConfig(source=str(root)), tmp_path / "w")
     assert source.classes == ("ant", "zebra")
     assert [item.label for item in source.splits["train"]] == [0, 0, 1, 1, 1]
+    assert source.notes == ("val has no images of 1 of 2 classes, which no figure covers: zebra",)
+
+
+@pytest.mark.parametrize("name", ["valid", "Val", "validation", "VAL"])
+def test_a_val_folder_is_known_by_its_usual_names(folder: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    root = folder(train={"a": 3, "b": 3}, val={"a": 1, "b": 2})
+    (root / "val").rename(root / name)
+    source = open_source(EncodeConfig(source=str(root)), tmp_path / "w")
+    assert [Path(item.path).relative_to(root).as_posix() for item in source.splits["val"]] == [
+        f"{name}/{image}" for image in ("a/0.png", "b/0.png", "b/1.png")
+    ]
+    assert len(source.splits["train"]) == 6
     assert source.notes == ()
+
+
+def test_what_is_not_used_is_named(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train={"a": 3, "b": 3}, val={"a": 1, "b": 2}, test={"a": 1}, extra={"b": 1})
+    (root / "train" / "a" / "notes.txt").write_text("x")
+    (root / "val" / "b" / "2.heic").write_text("x")
+    (root / "val" / "b" / ".DS_Store").write_text("x")
+    assert open_source(EncodeConfig(source=str(root)), tmp_path / "w").notes == (
+        "not used: folders extra, test",
+        "not used: 2 files of class folders that are no images by their endings (1 .heic, 1 .txt)",
+    )
+
+
+def mistakes(root: Path) -> dict[str, tuple[Callable[[], object], str]]:
+    """Name -> how to make the mistake in a set of two classes, and what is written about it."""
+    train, val = root / "train", root / "val"
+    return {
+        "no train": (lambda: train.rename(root / "images"), "source: there is no folder `train` in it (got '{root}')"),
+        "Train": (lambda: train.rename(root / "Train"), "no folder `train` in it, did you mean 'Train'?"),
+        "empty": (lambda: [shutil.rmtree(path) for path in (train, val)], "source: there is no folder `train` in it"),
+        "no classes": (lambda: [shutil.rmtree(train), train.mkdir()], "{root}/train: there are no class folders in it"),
+        "one class": (
+            lambda: [shutil.rmtree(path / "a") for path in (train, val)],
+            "{root}: there is only one class, which every model gets right (got 'b')",
+        ),
+        "empty class": (lambda: (train / "c").mkdir(), "{root}/train/c: this class folder has no images"),
+        "empty class of val": (lambda: (val / "c").mkdir(), "{root}/val/c: this class folder has no images"),
+        "only in val": (
+            lambda: shutil.copytree(val / "a", val / "aa"),
+            "{root}/val/aa: val has a class that train lacks",
+        ),
+        "loose image": (
+            lambda: (train / "a" / "0.png").rename(train / "0.png"),
+            "{root}/train/0.png: this image is in no class folder. move it, and all others like it, to train/<class>/",
+        ),
+        "deep image": (
+            lambda: [(train / "a" / "x").mkdir(), (train / "a" / "0.png").rename(train / "a" / "x" / "0.png")],
+            "{root}/train/a/x/0.png: this image is in a folder of a class",
+        ),
+        "two vals": (
+            lambda: shutil.copytree(val, root / "Valid"),
+            "{root}/: several folders could hold the validation images: Valid, val",
+        ),
+        "test": (
+            lambda: val.rename(root / "test"),
+            "{root}/: there is no folder `val`, and it is not clear what `test` is for. rename it to `val`",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", [*mistakes(Path())])
+def test_an_unusable_layout_is_refused_when_planned_and_when_encoded(
+    folder: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    root = folder(train={"a": 3, "b": 3}, val={"a": 1, "b": 2})
+    config = EncodeConfig(source=str(root))
+    assert source_classes(config) == ("a", "b")
+    make, message = mistakes(root)[name]
+    make()
+    for refuses in (lambda: source_classes(config), lambda: open_source(config, tmp_path / "w")):
+        with pytest.raises(UserError, match=re.escape(message.format(root=root))):
+            refuses()
+
+
+def test_classes_of_other_sources_are_known_later_and_other_files_are_refused(tmp_path: Path) -> None:
+    assert source_classes(EncodeConfig(source="digits")) is None
+    assert source_classes(EncodeConfig(source="s3://bucket/x")) is None
+    with tarfile.open(tmp_path / "a.tar", "w"):
+        pass
+    assert source_classes(EncodeConfig(source=str(tmp_path / "a.tar"))) is None
+    for name in ("page.html", "page.tar"):
+        (tmp_path / name).write_text("<!DOCTYPE html>")
+        with pytest.raises(UserError, match=rf"source: this is no folder and no tar archive .*{name}"):
+            source_classes(EncodeConfig(source=str(tmp_path / name)))
 
 
 def test_a_missing_val_is_split_off_and_noted(folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -2,12 +2,22 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from components import files
 from components.errors import UserError
-from components.files import FileDigest, digest_file, files_below, mismatch, sha256_file, write_atomically, write_json
+from components.files import (
+    FileDigest,
+    digest_file,
+    files_below,
+    mismatch,
+    sha256_file,
+    write_atomically,
+    write_json,
+    write_output,
+)
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
@@ -120,3 +130,63 @@ def test_a_full_disk_is_one_line_with_the_file_and_a_remedy(tmp_path, number):
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
     with pytest.raises(PermissionError), files.no_space_as_user_error(tmp_path):
         raise PermissionError(errno.EACCES, "no")
+
+
+MARK = "<!-- ours -->"
+
+
+def test_output_is_written_where_nothing_an_empty_file_or_an_earlier_output_is(tmp_path):
+    path = tmp_path / "folder" / "page.html"
+    assert write_output(path, f"{MARK} one", MARK) == path
+    write_output(path, f"{MARK} two", MARK)
+    assert path.read_text() == f"{MARK} two"
+    (tmp_path / "empty").touch()
+    assert write_output(tmp_path / "empty", MARK, MARK).read_text() == MARK
+
+
+@pytest.mark.parametrize("kind", ["foreign", "folder", "link to foreign", "circle", "below a file", "binary"])
+def test_output_replaces_nothing_of_others(tmp_path, kind):
+    other, path = tmp_path / "other", tmp_path / "page.html"
+    other.write_bytes(b"\xff\x00 my thesis" if kind == "binary" else b"my thesis")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "circle":
+        path.symlink_to(path)
+    elif kind == "below a file":
+        path = other / "page.html"
+    elif kind == "link to foreign":
+        path.symlink_to(other)
+    else:
+        other.rename(path)
+    before = {p: (p.lstat().st_ino, p.read_bytes() if p.is_file() else b"") for p in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=rf"^{path}: "):
+        write_output(path, MARK, MARK)
+    assert before == {p: (p.lstat().st_ino, p.read_bytes() if p.is_file() else b"") for p in tmp_path.iterdir()}
+
+
+def test_output_goes_through_a_link_and_into_a_pipe(tmp_path):
+    target, link, pipe = tmp_path / "deep" / "page.html", tmp_path / "link.html", tmp_path / "pipe"
+    link.symlink_to(target)
+    for text in (f"{MARK} one", f"{MARK} two"):
+        write_output(link, text, MARK)
+        assert link.is_symlink()
+        assert target.read_text() == text
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_output(pipe, "text", MARK)
+        assert os.read(reader, 100) == b"text"
+        assert pipe.is_fifo()
+    finally:
+        os.close(reader)
+
+
+def test_a_full_device_is_one_line_and_stays_a_device():
+    with pytest.raises(UserError, match=r"^/dev/full: this file cannot be written \(No space left on device\)"):
+        write_output(Path("/dev/full"), "x", "x")
+    assert Path("/dev/full").is_char_device()
+
+
+def test_output_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert write_output(Path("~/page.html"), MARK, MARK) == tmp_path / "page.html"

@@ -112,3 +112,56 @@ def test_a_run_that_completes_later_no_longer_tells_its_old_error(storage):
     assert tracking.client.get_run(spec.run_id).data.tags["stage_error"] == "no. mend it."
     execute(spec, storage, lambda job: {})
     assert "stage_error" not in tracking.client.get_run(spec.run_id).data.tags
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Makes a folder of images with this number of classes."""
+
+    def make(classes):
+        for split in ("train", "val"):
+            for name in "abcdefgh"[:classes]:
+                (tmp_path / "images" / split / name).mkdir(parents=True)
+                (tmp_path / "images" / split / name / "1.png").write_bytes(b"x")
+        return {"source": str(tmp_path / "images")}
+
+    return make
+
+
+def test_attacks_that_need_more_classes_are_refused_for_all_stages_at_once(storage, images):
+    threat = {"norm": "Linf", "eps": 0.1}
+    again = {
+        "kind": "evaluate",
+        "model": "pretrain",
+        "threats": [{**threat, "attack": name} for name in ("apgd-ce", "apgd-ce+apgd-t")],
+    }
+    recipe = build(small(digits=images(3), again=again))
+    with pytest.raises(UserError) as refused:
+        plan(recipe, storage)
+    assert str(refused.value) == (
+        "digits has 3 classes, and attacks need at least 4: evaluate (AutoAttack), again (APGD-CE+APGD-T). "
+        "set `attack: apgd-ce` in these threats; with so few classes no result may be called AutoAttack."
+    )
+
+
+@pytest.mark.parametrize(("classes", "attack"), [(2, "apgd-ce"), (3, "apgd-ce"), (4, "autoattack")])
+def test_enough_classes_are_planned(storage, images, classes, attack):
+    threats = [{"norm": "Linf", "eps": 0.1, "attack": attack}]
+    recipe = build(small(digits=images(classes), evaluate={"threats": threats}))
+    assert {stage.action for stage in plan(recipe, storage)} == {"run"}
+
+
+def test_a_data_set_that_cannot_be_used_is_named_by_its_stage(storage, images, tmp_path):
+    recipe = build(small(digits=images(4)))
+    (tmp_path / "images" / "train").rename(tmp_path / "images" / "pictures")
+    with pytest.raises(UserError, match=r"^stages\.digits\.source: there is no folder `train` in it"):
+        plan(recipe, storage)
+
+
+def test_a_run_refuses_what_a_plan_refuses(storage, images, monkeypatch):
+    from pipeline.run_command import make_console, run_with_display
+
+    monkeypatch.setattr("pipeline.local.run_here", lambda *arguments, **options: pytest.fail("it was started"))
+    monkeypatch.setenv("ROBUSTRAIN_HOME", str(storage.home))
+    with pytest.raises(UserError, match="digits has 2 classes"):
+        run_with_display(build(small(digits=images(2))), make_console())

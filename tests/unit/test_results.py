@@ -23,6 +23,15 @@ def test_stronger_attack_then_more_images_is_kept():
     assert strongest(rows) == [rows[3]]
 
 
+def test_rows_are_written_as_csv():
+    found = results.Results("a" * 32, "demo", "complete", rows_of(row(robust_accuracy=0.5)), [], "")
+    header, line = found.csv().splitlines()
+    values = dict(zip(header.split(","), line.split(","), strict=True))
+    low, high = found.plain()[0]["interval"]
+    assert (values["attack"], values["robust_accuracy"], values["n"]) == ("APGD-CE", "0.5", "50")
+    assert (float(values["interval_low"]), float(values["interval_high"])) == (low, high)
+
+
 @pytest.mark.parametrize(
     "change", [{"resolution": 64}, {"norm": "L2"}, {"eps": 0.2}, {"stage": "radius"}, {"dataset": "shapes"}]
 )

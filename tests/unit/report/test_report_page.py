@@ -11,7 +11,7 @@ import pytest
 
 from components.errors import UserError
 from components.report.data import ReportStage
-from components.report.page import build_report
+from components.report.page import MARK, build_report
 from tests.unit.report.conftest import conditions
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\x00\x1b'
@@ -29,6 +29,10 @@ def tree(text: str) -> ET.Element:
 
 def visible(text: str) -> str:
     return " ".join("".join(tree(text).itertext()).replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+def test_a_report_begins_with_its_mark(recipe, stages, tmp_path):
+    assert MARK in page({**recipe, "name": "x" * 100}, stages, tmp_path)[:1000]
 
 
 def test_every_figure_is_in_the_main_table_with_its_conditions(recipe, stages, tmp_path):
