@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.errors import UserError
 from components.store.settings import StorageSettings
 
 NEEDED_GB = 2.0
@@ -142,4 +143,10 @@ def _existing_parent(path: Path) -> Path:
 
 
 def _tracking(storage: StorageSettings) -> Finding:
-    return Finding("tracking", "ok", storage.tracking_uri)
+    from components.store.tracking import require_server, without_password
+
+    try:
+        require_server(storage.tracking_uri)
+    except UserError as error:
+        return Finding("tracking", "error", f"{error.what}: {without_password(storage.tracking_uri)}", error.remedy)
+    return Finding("tracking", "ok", without_password(storage.tracking_uri))

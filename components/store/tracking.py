@@ -12,10 +12,15 @@ from the environment.
 from __future__ import annotations
 
 import os
+import re
 import socket
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 from components.errors import UserError
@@ -49,6 +54,8 @@ Runs without the tag are older than this code and come first, by their start tim
 """
 HOME = "home"
 """Tag of a pipeline run: the machine and the home folder where it was started."""
+_SERVER = ("http://", "https://")
+_TRIES, _ANSWER_SECONDS, _PAUSE_SECONDS = 3, 10.0, 1.0
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -82,13 +89,16 @@ class Tracking:
         from mlflow.tracking import MlflowClient
 
         self.storage = storage
-        # Four processes that opened a fresh SQLite file at once broke its migration in three of four trials.
+        require_server(storage.tracking_uri)
         with self._lock(), translate_tracking_errors(storage.tracking_uri):
             self.client = MlflowClient(tracking_uri=storage.tracking_uri)
         self._experiment_id = ""
 
     def _lock(self) -> AbstractContextManager[None]:
-        return file_lock(self.storage.locks / "tracking.lock")
+        """Keeps others from opening an SQLite file; for a server, which is slow or away at times, there is no lock."""
+        # Four processes that opened a fresh SQLite file at once broke its migration in three of four trials.
+        is_server = self.storage.tracking_uri.startswith(_SERVER)
+        return nullcontext() if is_server else file_lock(self.storage.locks / "tracking.lock")
 
     @property
     def experiment_id(self) -> str:
@@ -100,7 +110,16 @@ class Tracking:
         return self._experiment_id
 
     def _create_experiment(self) -> str:
-        return self.client.create_experiment(self.storage.experiment, artifact_location=self.storage.artifacts_uri)
+        from mlflow.exceptions import MlflowException
+
+        name = self.storage.experiment
+        try:
+            return self.client.create_experiment(name, artifact_location=self.storage.artifacts_uri)
+        except MlflowException:
+            # Another process may have created it on the server meanwhile.
+            if found := self.client.get_experiment_by_name(name):
+                return found.experiment_id
+            raise
 
     def open_pipeline_run(self, name: str, tags: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
         """Creates the parent run of one pipeline run, with the resolved recipe as an artifact, and returns its id."""
@@ -303,6 +322,41 @@ class Tracking:
         return None if seconds is None else float(seconds)
 
 
+def require_server(uri: str) -> None:
+    """Checks that an HTTP server answers at `uri`; does nothing for other stores and in a pod.
+
+    MLflow 3.17 repeats each request to a server that is away for more than four minutes, without a message. In a pod
+    nobody waits at a terminal, and the server may be about to restart.
+
+    Raises:
+        UserError: nothing answers.
+    """
+    if not uri.startswith(_SERVER) or os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return
+    # `urllib` takes a user and password in an address for a part of the host's name.
+    health = without_password(uri, instead="").rstrip("/") + "/health"
+    for left in reversed(range(_TRIES)):
+        try:
+            urllib.request.urlopen(health, timeout=_ANSWER_SECONDS).close()
+            return
+        except urllib.error.HTTPError:
+            return  # It answers; MLflow itself reports a missing permission.
+        except (OSError, ValueError, HTTPException) as error:
+            if not left:
+                raise UserError(
+                    f"the MLflow server does not answer ({error})",
+                    where="MLFLOW_TRACKING_URI",
+                    value=without_password(uri),
+                    remedy="start the server, correct the variable, or unset it to use a file in the home",
+                ) from error
+            time.sleep(_PAUSE_SECONDS)
+
+
+def without_password(uri: str, instead: str = "...@") -> str:
+    """Returns an address with `instead` in place of the user and password in it."""
+    return re.sub(r"//[^/]*@", f"//{instead}", uri)
+
+
 @contextmanager
 def translate_tracking_errors(uri: str) -> Iterator[None]:
     """Turns a failure to open the tracking store at `uri` inside the block into a `UserError`."""
@@ -318,4 +372,5 @@ def translate_tracking_errors(uri: str) -> Iterator[None]:
             if uri.startswith("sqlite")
             else "start the server, or correct MLFLOW_TRACKING_URI"
         )
-        raise UserError(f"the tracking store cannot be opened ({cause})", where=uri, remedy=remedy) from error
+        where = without_password(uri)
+        raise UserError(f"the tracking store cannot be opened ({cause})", where=where, remedy=remedy) from error

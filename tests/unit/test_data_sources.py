@@ -273,11 +273,11 @@ def test_the_digest_follows_content_and_names_and_is_cached(folder: Callable[...
 
 def test_the_digest_of_other_sources() -> None:
     assert source_digest(EncodeConfig(source="digits")) == "digits/1"
-    listing = [("b", 2, "y"), ("a", 1, "x")]
+    listing = [("train/b.png", 2, "y"), ("train/a.png", 1, "x")]
     config = EncodeConfig(source="s3://bucket/x")
     digest = source_digest(config, list_prefix=lambda uri: listing)
     assert digest == source_digest(config, list_prefix=lambda uri: listing[::-1])
-    assert digest != source_digest(config, list_prefix=lambda uri: [("b", 2, "z"), ("a", 1, "x")])
+    assert digest != source_digest(config, list_prefix=lambda uri: [("train/b.png", 2, "z"), ("train/a.png", 1, "x")])
     with pytest.raises(UserError, match="nowhere"):
         source_digest(EncodeConfig(source="/nowhere"))
 
