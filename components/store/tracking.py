@@ -102,10 +102,16 @@ class Tracking:
 
     @property
     def experiment_id(self) -> str:
-        """The experiment's id. The experiment is created the first time, with an absolute artifact location."""
+        """The experiment's id; a `UserError` if it was deleted. It is created the first time it is asked for."""
         if not self._experiment_id:
             with self._lock(), translate_tracking_errors(self.storage.tracking_uri):
                 found = self.client.get_experiment_by_name(self.storage.experiment)
+                if found and found.lifecycle_stage == "deleted":
+                    restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+                    store = f"MLFLOW_TRACKING_URI={without_password(self.storage.tracking_uri)}"
+                    remedy = f"restore it ({store} {restore}), or set the variable to another name"
+                    what, name = "this MLflow experiment was deleted", self.storage.experiment
+                    raise UserError(what, where="ROBUSTRAIN_EXPERIMENT", value=name, remedy=remedy)
                 self._experiment_id = found.experiment_id if found else self._create_experiment()
         return self._experiment_id
 
@@ -291,6 +297,18 @@ class Tracking:
                 remedy="run it first",
             )
         return StageInput.read(role, parent, self.artifacts(run))
+
+    def known(self, run_id: str) -> bool:
+        """Returns whether a run still exists; `mlflow gc` removes deleted ones, and tags may name them still."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return True
 
     def artifacts(self, run: Any) -> Artifacts:
         """Returns the artifacts of an MLflow run object."""

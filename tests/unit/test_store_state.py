@@ -218,6 +218,15 @@ def test_runs_of_older_versions_without_a_number_come_before_those_with_one(trac
     assert tracking.find(PRINT).run_id == new.run_id
 
 
+def test_a_deleted_experiment_is_one_line_with_the_command_that_restores_it(tracking, storage):
+    experiment = tracking.experiment_id
+    tracking.client.delete_experiment(experiment)
+    with pytest.raises(
+        UserError, match=rf"ROBUSTRAIN_EXPERIMENT: .*was deleted.*restore --experiment-id {experiment}\)"
+    ):
+        Tracking(storage).find(PRINT)
+
+
 def test_checkpoints_are_no_outputs(tracking, spec, storage):
     def keeps(job):
         path = job.run.workdir / "state.bin"
