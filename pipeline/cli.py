@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from components.errors import EXIT_STATUS, UserError
+try:
+    from components.errors import EXIT_STATUS, UserError
+except ImportError:
+    import components
+
+    print(
+        f"error: {components.__file__} is imported instead of the package `components` of this program. "
+        "rename it, or remove its folder from PYTHONPATH.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 from components.process import LOG_LEVEL_VARIABLE, set_up_logging, stage_cores
 from pipeline.run_command import check_machine, make_console, run_and_show, run_with_display, show_results
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.errors import UserError
 from components.store.settings import StorageSettings
 
 NEEDED_GB = 2.0
@@ -94,7 +95,7 @@ def _ffcv(storage: StorageSettings) -> Finding:
     if not importlib.util.find_spec("ffcv"):
         return Finding("ffcv", "warning", "not installed; the native loader reads the same files", remedy)
     # In a process of its own: a library that its extension links may be missing, or may crash the process.
-    tried = subprocess.run([sys.executable, "-c", "import ffcv"], capture_output=True, text=True, check=False)
+    tried = subprocess.run([sys.executable, "-P", "-c", "import ffcv"], capture_output=True, text=True, check=False)
     if tried.returncode:
         cause = (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[-1]
         return Finding(
@@ -142,4 +143,10 @@ def _existing_parent(path: Path) -> Path:
 
 
 def _tracking(storage: StorageSettings) -> Finding:
-    return Finding("tracking", "ok", storage.tracking_uri)
+    from components.store.tracking_server import require_server, without_password
+
+    try:
+        require_server(storage.tracking_uri)
+    except UserError as error:
+        return Finding("tracking", "error", f"{error.what}: {without_password(storage.tracking_uri)}", error.remedy)
+    return Finding("tracking", "ok", without_password(storage.tracking_uri))

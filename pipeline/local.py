@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from components.errors import UserError, nearest
 from components.launch.child_process import Children, ChildStopped, ForkserverDied, start_forkserver
 from components.process import CORES_VARIABLE, available_cores
 from components.store.locks import only_run_in
-from components.store.progress import LIVE_VARIABLE, Progress, read_messages
+from components.store.progress import LIVE_VARIABLE, Progress, new_live_folder, read_messages
 from components.store.settings import StorageSettings
 from components.store.spec import StageSpec
 from components.store.tracking import ADOPTED_VARIABLE, Tracking
@@ -106,8 +105,7 @@ def run_here(
         hint = nearest(runner, RUNNERS)
         raise UserError(f"unknown runner{hint}", where="--runner", value=runner, remedy="use `local` or `kfp`")
     with only_run_in(storage.home):
-        folder = storage.home / "live" / time.strftime("%Y%m%d-%H%M%S")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = new_live_folder(storage.home)
         run = (_Run if runner == "local" else _KfpRun)(recipe, storage, again, jobs, folder)
         with _logging_to(run.log), _interrupts(run.stop) as interrupted:
             run.complete(watch, interrupted)

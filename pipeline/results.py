@@ -21,6 +21,7 @@ class Results:
         report: path of the HTML page; empty if there is none.
         last_complete: id of the newest complete pipeline run, if that is another one than this.
         plans_report: whether the recipe has a `report` stage.
+        removed: stages whose runs were removed from MLflow; their rows are missing.
     """
 
     run_id: str
@@ -31,10 +32,13 @@ class Results:
     report: str
     last_complete: str = ""
     plans_report: bool = False
+    removed: tuple[str, ...] = ()
 
     def notice(self) -> str:
-        """A sentence if this run is not complete or has no figures; otherwise empty."""
+        """A sentence if this run is not complete, lost stages, or has no figures; otherwise empty."""
         this_run = f"run {self.run_id[:8]} of {self.name}"
+        if self.removed:
+            return f"{this_run}: stages whose runs were removed from MLflow are left out: {', '.join(self.removed)}."
         if self.state != "complete":
             empty = "" if self.rows else " and has no figures"
             return f"{this_run} is not complete (state: {self.state}){empty}. {self._next_steps()}"
@@ -112,7 +116,11 @@ def read(storage: StorageSettings, run: str = "") -> Results:
     rows: list[ResultRow] = []
     worst: list[WorstCaseRow] = []
     report = ""
-    for name, (run_id, _) in tracking.stages_of(chosen["run_id"]).items():
+    stages = tracking.stages_of(chosen["run_id"])
+    removed = tuple(name for name, (run_id, _) in stages.items() if not tracking.known(run_id))
+    for name, (run_id, _) in stages.items():
+        if name in removed:
+            continue
         artifacts = tracking.artifacts(tracking.client.get_run(run_id))
         if document := artifacts.read_json(RESULTS):
             found = read_results(document, where=name).with_stage_name(_model_of(name, recipe))
@@ -130,6 +138,7 @@ def read(storage: StorageSettings, run: str = "") -> Results:
         report=report,
         last_complete=others[0] if others else "",
         plans_report=any(entry.get("kind") == "report" for entry in recipe.get("stages", {}).values()),
+        removed=removed,
     )
 
 

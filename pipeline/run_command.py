@@ -5,6 +5,7 @@ As light to import as `pipeline.cli` itself: everything heavy is imported inside
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,12 +90,12 @@ def _conclude(outcome: Outcome, console: Console) -> None:
         show_results(outcome.rows, outcome.worst_case, console)
     if outcome.report:
         print(f"\nreport:  {outcome.report}")
-    print(f"MLflow:  {mlflow_command()} ui --backend-store-uri {StorageSettings.from_environment().tracking_uri}")
+    store = shlex.quote(StorageSettings.from_environment().tracking_uri)
+    print(f"MLflow:  {mlflow_command()} ui --backend-store-uri {store}")
 
 
 def mlflow_command() -> str:
     """Returns how to call `mlflow`: by its name if the shell finds it, else by its path beside this Python."""
-    import shlex
     import shutil
 
     beside = Path(sys.executable).parent / "mlflow"

@@ -263,7 +263,9 @@ def check(spec: StageSpec, tracking: Tracking) -> str:
     Raises:
         UserError: the run is not complete, or an output differs from its manifest.
     """
-    found = tracking.find(spec.fingerprint, deep=False)
+    found = tracking.find_run(spec.run_id)
+    if found.state != "complete":
+        found = tracking.find(spec.fingerprint, deep=False)
     if found.state != "complete":
         raise UserError(
             "the stage ended without a complete result", where=spec.name, value=found.reason, remedy="run it again"

@@ -17,7 +17,7 @@ from typing import Literal, NoReturn
 from pydantic import Field, field_validator
 
 from components.config_model import ConfigModel
-from components.data.layout import read_layout
+from components.data.layout import is_image, read_layout
 from components.errors import UserError
 from components.files import sha256_file, write_json
 from components.fingerprint import NO_FINGERPRINT
@@ -26,7 +26,7 @@ BUILT_IN: dict[str, str] = {"digits": "digits/1", "shapes": "shapes/2"}
 """Built-in data set -> version of the code that draws it; raised when its pixels or its split change."""
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-"""Endings of files that are read as an archive of a folder in ImageNet layout."""
+"""Endings of files, in lower or upper case, that are read as an archive of a folder in ImageNet layout."""
 
 S3 = "s3://"
 
@@ -102,24 +102,24 @@ class EncodeConfig(ConfigModel):
 
 def _last_part(source: str) -> str:
     name = source.rstrip("/").rsplit("/", 1)[-1]
-    for ending in TAR_ENDINGS:
-        name = name.removesuffix(ending)
-    return name
+    ending = next((ending for ending in TAR_ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
 
 
 def source_digest(config: EncodeConfig, *, cache: Path | None = None, list_prefix: ListPrefix | None = None) -> str:
     """Returns a digest of the source's images, one short string for the fingerprint.
 
-    For a built-in set it is its version, for a folder the sha256 over names and contents of all its files, for an
-    archive the sha256 of its content, and for an `s3://` address the sha256 over the names, sizes and ETags that
-    `list_prefix` reports.
+    For a built-in set it is its version, for a folder the sha256 over names and contents of the images that an `encode`
+    stage reads, for an archive the sha256 of its content, and for an `s3://` address the sha256 over the names, sizes
+    and ETags of its images. Files that are not read, such as a README or `.DS_Store`, do not change it.
 
     Args:
         cache: a folder that keeps the digests of folders and archives, so that an unchanged source is not read twice.
         list_prefix: lists the objects below an `s3://` address.
 
     Raises:
-        UserError: the source does not exist or cannot be read, or it is on S3 and `list_prefix` is not given.
+        UserError: the source does not exist or cannot be read, its layout is none that `read_layout` takes, or it is on
+            S3 and `list_prefix` is not given.
     """
     if config.source in BUILT_IN:
         return BUILT_IN[config.source]
@@ -134,7 +134,17 @@ def source_digest(config: EncodeConfig, *, cache: Path | None = None, list_prefi
             value=config.source,
             remedy=f"name an existing folder or archive, an s3:// address, or one of: {known}",
         )
-    return digest_of_files(root, cache)
+    return _digest_of_files(root, list(_files_read(root, config.source)), cache)
+
+
+def _files_read(root: Path, source: str) -> Iterator[tuple[str, Path]]:
+    """Yields (name below `root`, path) of the archive `root`, or of the images below the folder `root`."""
+    if root.is_file():
+        yield "", root
+        return
+    images = read_layout(names_below(root), source).images.values()
+    for name in sorted((name for split in images for _, name in split), key=lambda name: name.split("/")):
+        yield _require_utf8(name, root), root / name
 
 
 def source_classes(config: EncodeConfig) -> tuple[str, ...] | None:
@@ -154,7 +164,7 @@ def source_classes(config: EncodeConfig) -> tuple[str, ...] | None:
     root = Path(config.source).expanduser()
     if root.is_dir():
         return read_layout(names_below(root), config.source).classes
-    if root.is_file() and not (root.name.endswith(TAR_ENDINGS) and is_tarfile(root)):
+    if root.is_file() and not (root.name.lower().endswith(TAR_ENDINGS) and is_tarfile(root)):
         what, remedy = "this is no folder and no tar archive", f"give a folder, or an archive ({' '.join(TAR_ENDINGS)})"
         raise UserError(what, where="source", value=config.source, remedy=remedy)
     return None
@@ -178,7 +188,7 @@ def _s3_digest(source: str, list_prefix: ListPrefix | None) -> str:
     if list_prefix is None:
         raise UserError("the bucket cannot be listed here", where="source", value=source, remedy="use a folder")
     sha = hashlib.sha256()
-    for name, size, etag in sorted(list_prefix(source)):
+    for name, size, etag in sorted(item for item in list_prefix(source) if is_image(item[0])):
         sha.update(f"{name}\0{size}\0{etag}\n".encode())
     return sha.hexdigest()
 
@@ -187,18 +197,17 @@ NamedFiles = list[tuple[str, Path]]
 """(name in the digest, path) of each file."""
 
 
-def digest_of_files(root: Path, cache: Path | None) -> str:
-    """Returns the sha256 over names and contents of all files below a folder, or over the content of one file.
+def _digest_of_files(root: Path, files: NamedFiles, cache: Path | None) -> str:
+    """Returns the sha256 over names and contents of files.
 
     Args:
-        root: the folder or file.
+        root: the folder that holds them.
         cache: a folder that keeps digests by path, names, sizes, inodes and times. If it cannot be written, the files
             are read again next time.
 
     Raises:
-        UserError: a file or folder cannot be read, or a name is not UTF-8.
+        UserError: a file cannot be read.
     """
-    files = list(_list_files(root))
     state = hashlib.sha256(os.fsencode(root.resolve()) + b"\n")
     for name, path in files:
         stats = _stat(path)
@@ -219,20 +228,6 @@ def _read_cached(path: Path) -> str:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads(path.read_text())["sha256"])
     return ""
-
-
-def _list_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yields (name below `root`, path) of every file, sorted within each folder; links are followed."""
-    if root.is_file():
-        yield "", root
-        return
-    for folder, names, files in os.walk(root, followlinks=True, onerror=_raise_unreadable):
-        names.sort()
-        for name in names:
-            _refuse_loop(Path(folder, name))
-        for file in sorted(files):
-            path = Path(folder, file)
-            yield _require_utf8(path.relative_to(root).as_posix(), root), path
 
 
 def _refuse_loop(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import os
 import signal
 import threading
@@ -26,12 +27,21 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from components.data.beton_writer import DEFAULT_PAGE_SIZE, MODE_JPG, MODE_RAW, BetonWriter, EncodedImage
+from components.data.beton_writer import (
+    DEFAULT_PAGE_SIZE,
+    MAX_IMAGE_SIDE,
+    MODE_JPG,
+    MODE_RAW,
+    BetonWriter,
+    EncodedImage,
+)
 from components.data.jpeg import decode_jpeg, jpeg_size
 from components.errors import UserError
 from components.process import stage_cores
+
+_log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -71,7 +81,30 @@ class Unreadable(NamedTuple):
     cause: str
 
 
-EncodedChunk = list[EncodedImage] | Unreadable
+EncodedChunk = list[EncodedImage | Unreadable]
+"""The results of some images, in order."""
+
+NAMED_IMAGES = 20
+"""Unreadable images that an error names; the log names all."""
+
+
+class UnreadableImages(UserError):
+    """All images of one or more splits that cannot be read.
+
+    Args:
+        images: at least one.
+    """
+
+    def __init__(self, images: Sequence[Unreadable]) -> None:
+        self.images = tuple(images)
+        remedy = "repair, replace or remove the file" + ("s" if len(images) > 1 else "")
+        if len(images) == 1:
+            super().__init__(f"this image cannot be read ({images[0].cause})", where=images[0].path, remedy=remedy)
+            return
+        named = "; ".join(f"{path} ({cause})" for path, cause in images[:NAMED_IMAGES])
+        more = len(images) - NAMED_IMAGES
+        rest = f"; and {more} more, which the log names" if more > 0 else ""
+        super().__init__(f"{len(images)} images cannot be read: {named}{rest}", remedy=remedy)
 
 
 def encode_split(
@@ -93,26 +126,25 @@ def encode_split(
         progress: called with (images done, images in all).
 
     Raises:
-        UserError: an image cannot be read (it is named), an encoding process died, or no space is left.
+        UnreadableImages: images cannot be read; the whole split was looked through for them, and no file is written.
+        UserError: an encoding process died, or no space is left.
     """
     count = num_workers or max(1, min(stage_cores(), len(items) // WORTH_A_PROCESS))
     chunks = [list(items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
     encoded = _encode_in_processes(chunks, settings, count) if count > 1 else _encode_here(chunks, settings)
-    done = 0
+    done, unreadable = 0, []
     with closing(encoded), BetonWriter(path, len(items), page_size=page_size) as writer:
         for chunk in encoded:
-            for sample in _require_readable(chunk):
-                writer.add(sample)
+            for sample in chunk:
+                if isinstance(sample, Unreadable):
+                    _log.error("%s cannot be read (%s)", *sample)
+                    unreadable.append(sample)
+                elif not unreadable:
+                    writer.add(sample)
             done += len(chunk)
             progress(done, len(items))
-
-
-def _require_readable(chunk: EncodedChunk) -> list[EncodedImage]:
-    if isinstance(chunk, Unreadable):
-        raise UserError(
-            f"this image cannot be read ({chunk.cause})", where=chunk.path, remedy="repair, replace or remove the file"
-        )
-    return chunk
+        if unreadable:
+            raise UnreadableImages(unreadable)
 
 
 def _encode_here(chunks: Iterable[list[ImageItem]], settings: EncodeSettings) -> Generator[EncodedChunk, None, None]:
@@ -159,23 +191,31 @@ def _prepare_worker(parent: int) -> None:
 
 
 def encode_chunk(items: list[ImageItem], settings: EncodeSettings) -> EncodedChunk:
-    """Encodes some images in order; stops at the first that cannot be read and returns it as `Unreadable`."""
-    encoded = []
+    """Encodes some images in order; one that cannot be read becomes an `Unreadable`."""
+    encoded: EncodedChunk = []
     for item in items:
         try:
             encoded.append(encode_file(item, settings))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, cv2.error) as error:
-            return Unreadable(item.path, f"{type(error).__name__}: {error}")
+            encoded.append(Unreadable(item.path, _cause(error)))
     return encoded
+
+
+def _cause(error: Exception) -> str:
+    # Pillow's text names an object in memory.
+    text = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
+    return f"{type(error).__name__}: {text}"
 
 
 def encode_file(item: ImageItem, settings: EncodeSettings) -> EncodedImage:
     """Encodes one image file.
 
     Raises:
-        OSError, ValueError: it cannot be read as an image.
+        OSError, ValueError: it cannot be read as an image, or is longer than the format allows.
     """
     content = Path(item.path).read_bytes()
+    if not content:
+        raise ValueError("the file is empty")
     if settings.keep_jpeg and settings.mode == "jpg":
         kept = _keep_jpeg(content, item.label, settings.max_short_side)
         if kept:
@@ -186,6 +226,8 @@ def encode_file(item: ImageItem, settings: EncodeSettings) -> EncodedImage:
 def encode_pixels(pixels: Pixels, label: int, settings: EncodeSettings) -> EncodedImage:
     """Encodes RGB pixels, uint8 (height, width, 3); JPEGs are compressed by OpenCV, as FFCV does it."""
     height, width = pixels.shape[:2]
+    if max(height, width) > MAX_IMAGE_SIDE:
+        raise ValueError(f"{width}x{height} pixels; a side of a stored image has at most {MAX_IMAGE_SIDE}")
     if settings.mode == "raw":
         return EncodedImage(MODE_RAW, width, height, np.ascontiguousarray(pixels).tobytes(), label)
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)

@@ -13,8 +13,13 @@ from posixpath import splitext
 
 from components.errors import UserError, nearest
 
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
-"""Endings of image files, in lower or upper case."""
+IMAGE_ENDINGS = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".bmp", ".dib", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".j2k"),
+    }
+)
+"""Endings of image files, in lower or upper case: of the formats for photographs and drawings that Pillow 12 reads."""
 
 VAL_NAMES = ("val", "valid", "validation")
 """Names of the folder with the validation images, in lower or upper case."""
@@ -125,8 +130,9 @@ def _images(split: str, names: list[str], folder: str, where: str) -> dict[str, 
 
 
 def is_image(name: str) -> bool:
-    """Returns whether a file is an image by the ending of its name."""
-    return splitext(name)[1].lower() in IMAGE_ENDINGS
+    """Returns whether a file is an image by the ending of its name, and neither it nor a folder above it is hidden."""
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return not hidden and splitext(name)[1].lower() in IMAGE_ENDINGS
 
 
 def _check_val(classes: tuple[str, ...], images: dict[str, dict[str, list[str]]], where: str) -> list[str]:

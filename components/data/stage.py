@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.data.beton_reader import BetonFile
 from components.data.config import EncodeConfig
-from components.data.encode import EncodeSettings, ImageItem, encode_split
+from components.data.encode import EncodeSettings, ImageItem, Unreadable, UnreadableImages, encode_split
 from components.data.manifest import DataManifest, SplitManifest, SplitName, write_manifest
 from components.data.sources import ImageSource, open_source
 from components.errors import UserError
@@ -69,15 +69,25 @@ def encode_source(
         work: a folder for this configuration alone; files that an earlier call finished there are used again.
 
     Raises:
+        UnreadableImages: images of the source cannot be read.
         UserError: the source cannot be used as it is.
     """
     source = _open_source(config, work)
     splits: dict[SplitName, SplitManifest] = {}
     names: tuple[SplitName, ...] = ("train", "val")
+    unreadable: list[Unreadable] = []
     for name in names:
         path = work / f"{name}.beton"
         if not _is_finished(path, len(source.splits[name]), len(source.classes)):
-            _encode(config, source.splits[name], path, functools.partial(progress, f"encode {name}"))
+            try:
+                _encode(config, source.splits[name], path, functools.partial(progress, f"encode {name}"))
+            except UnreadableImages as error:
+                # The other split is encoded too, so that one error names the images of both.
+                unreadable += error.images
+    if unreadable:
+        raise UnreadableImages(unreadable)
+    for name in names:
+        path = work / f"{name}.beton"
         ref = objects.put(path, f"{key}/{name}.beton")
         splits[name] = SplitManifest(uri=ref.uri, size=ref.size, sha256=ref.sha256, num_images=len(source.splits[name]))
     return DataManifest(

@@ -30,10 +30,9 @@ from components.evaluate.config import EvaluateConfig
 from components.evaluate.unit_worker import UnitWorker
 from components.evaluate.work_units import UnitResult, Workload, blocks
 from components.files import write_atomically
-from components.launch.ray_cluster import keep_sigterm_handler, start_ray
+from components.launch.ray_cluster import RAY_VARIABLE, connect_ray, require_ray, start_ray
 from components.process import exit_with_parent, keep_freed_memory, stage_cores
 
-RAY_VARIABLE = "RAY_ADDRESS"
 _POLL_SECONDS = 0.2
 _JOIN_SECONDS = 5.0
 
@@ -77,7 +76,13 @@ def processes_for(config: EvaluateConfig, device: str, num_resolutions: int) -> 
 
 @contextlib.contextmanager
 def open_executor(config: EvaluateConfig, num_resolutions: int) -> Iterator[UnitExecutor]:
-    """Opens the processes of an evaluation, before anything is computed (see `LocalProcesses`)."""
+    """Opens the processes of an evaluation, before anything is computed (see `LocalProcesses`).
+
+    Raises:
+        UserError: a GPU or a Ray cluster is asked for and there is none.
+    """
+    if uses_ray(config):
+        require_ray()
     keep_freed_memory()
     device = "cpu" if uses_ray(config) else device_of(config)
     count = processes_for(config, device, num_resolutions)
@@ -275,8 +280,7 @@ def _run_on_ray(config: EvaluateConfig, folder: Path, model_folder: Path, worklo
 
     address = os.environ.get(RAY_VARIABLE) or "local"
     if address != "local":
-        with keep_sigterm_handler():
-            ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+        connect_ray(ignore_reinit_error=True, log_to_driver=False)
     elif not ray.is_initialized():
         start_ray(log_to_driver=False)
     on_gpu = config.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1

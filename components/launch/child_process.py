@@ -45,6 +45,11 @@ _TUNING = {
     # Threads that wait sleep: where anything else runs, spinning ones cost more than the work (measured: 4 times).
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+_IMPORTS = {
+    # `python -c`, which `multiprocessing` uses, looks in the working folder first: a user's `random.py` there would be
+    # run instead of the standard library's, in every process that is started from here.
+    "PYTHONSAFEPATH": "1",
+}
 # `Process.start` and `Process.join` read the same pipes, also those of other children; two threads must not.
 _process_lock = threading.Lock()
 
@@ -84,7 +89,7 @@ def start_forkserver(log: Path, preload: Sequence[str]) -> None:
     """
     forkserver.set_forkserver_preload(["components.launch.forkserver_setup", *preload])
     # glibc and OpenMP read their variables when a process starts.
-    added = {**_TUNING, "PYTHONUNBUFFERED": "1", FORKSERVER_VARIABLE: str(os.getpid())}
+    added = {**_TUNING, **_IMPORTS, "PYTHONUNBUFFERED": "1", FORKSERVER_VARIABLE: str(os.getpid())}
     with _environment(added), _stderr_in(log):
         _make_short_temporary_folder()
         forkserver.ensure_running()

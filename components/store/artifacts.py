@@ -9,6 +9,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from components.files import FileDigest, digest_file, files_below, mismatch, sha256_file, write_json
 
@@ -118,5 +119,5 @@ def _size_mismatch(path: Path, expected: FileDigest) -> str:
 
 def _local_folder(uri: str) -> Path | None:
     if uri.startswith("file://"):
-        return Path(uri.removeprefix("file://"))
+        return Path(unquote(uri.removeprefix("file://")))
     return None if "://" in uri or uri.startswith("mlflow-artifacts:") else Path(uri)

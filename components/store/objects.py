@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -187,8 +188,22 @@ _ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
 
 
 def s3_client() -> Any:
-    """Returns a boto3 client; endpoint and credentials come from the usual AWS variables (`AWS_ENDPOINT_URL`, ...)."""
+    """Returns a boto3 client; endpoint and credentials come from the usual AWS variables (`AWS_ENDPOINT_URL`, ...).
+
+    Raises:
+        UserError: the endpoint is no URL.
+    """
     import boto3
+
+    for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"):
+        value = os.environ.get(variable, "")
+        if value and not value.startswith(("http://", "https://")):
+            raise UserError(
+                "this address has no scheme",
+                where=variable,
+                value=value,
+                remedy=f"write http://{value} or https://{value}",
+            )
 
     return boto3.client("s3")
 

@@ -10,6 +10,8 @@ import contextlib
 import json
 import logging
 import os
+import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,10 @@ from components.files import write_atomically
 
 LIVE_VARIABLE = "ROBUSTRAIN_LIVE"
 _FILE_SECONDS, _LOG_SECONDS = 0.2, 10.0
+
+KEPT_FOLDERS = 20
+"""Live folders in a home, with the run's log and the reports of its stages; older ones are removed."""
+_FOLDER = re.compile(r"\d{8}-\d{6}(-\d+)?")
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +83,26 @@ class Progress:
         # A display that cannot be written must not stop a training.
         with contextlib.suppress(OSError):
             write_atomically(self.path, text, fsync=False)
+
+
+def new_live_folder(home: Path) -> Path:
+    """Makes the live folder of a run, `live/<time>`, and removes the oldest ones. The caller holds the home's lock.
+
+    The folder is always new: a clock that was set back shows the same second twice, and a run must not take another
+    run's reports for its own.
+    """
+    parent = home / "live"
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = first = parent / time.strftime("%Y%m%d-%H%M%S")
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
+    folder.mkdir()
+    others = sorted(path for path in parent.iterdir() if _FOLDER.fullmatch(path.name) and path != folder)
+    for old in others[: max(0, len(others) + 1 - KEPT_FOLDERS)]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
 
 
 def messages_path(live: Path) -> Path:

@@ -28,6 +28,22 @@ def _folder_or_s3(value: str) -> str:
     return value
 
 
+def _store_in(home: Path) -> str:
+    """Returns the address of the SQLite file in a home; `%` and `?`, which mean something in a URL, are escaped.
+
+    MLflow 3.17 makes the folder of a `sqlite:///` address by its escaped name. It does not if the driver is named.
+    """
+    path = str(home / "mlflow.db")
+    escaped = path.replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{path}" if escaped == path else f"sqlite+pysqlite:///{escaped}"
+
+
+def _as_mlflow_takes_it(location: str) -> str:
+    """Returns a folder with `%`, `?` or `#` in its path as a URL, because MLflow takes the path itself for one."""
+    is_odd = set("%?#") & set(location) and not _SCHEME.match(location)
+    return Path(location).as_uri() if is_odd else location
+
+
 Location = Annotated[str, BeforeValidator(_absolute)]
 """An absolute folder, or a URI that is passed on as it is."""
 
@@ -45,14 +61,14 @@ class StorageSettings(EnvironmentSettings):
     tracking_uri: str = setting(
         "MLFLOW_TRACKING_URI",
         description="MLflow store with runs, metrics and the model registry",
-        default_factory=lambda values: f"sqlite:///{values['home'] / 'mlflow.db'}",
+        default_factory=lambda values: _store_in(values["home"]),
         default_text="an SQLite file in the home",
         set_in="config map",
     )
-    artifacts_uri: Location = setting(
+    artifacts_uri: Annotated[Location, AfterValidator(_as_mlflow_takes_it)] = setting(
         "ROBUSTRAIN_ARTIFACTS",
         description="where MLflow keeps the artifacts of a new experiment: a folder or a URI",
-        default_factory=lambda values: str(values["home"] / "artifacts"),
+        default_factory=lambda values: _as_mlflow_takes_it(str(values["home"] / "artifacts")),
         default_text="a folder in the home",
         set_in="config map",
     )
@@ -75,8 +91,7 @@ class StorageSettings(EnvironmentSettings):
     @property
     def is_fresh(self) -> bool:
         """Whether the tracking store is this home's own SQLite file and does not exist yet: nothing has run here."""
-        file = self.home / "mlflow.db"
-        return self.tracking_uri == f"sqlite:///{file}" and not file.exists()
+        return self.tracking_uri == _store_in(self.home) and not (self.home / "mlflow.db").exists()
 
     @property
     def cache(self) -> Path:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,17 @@ from components.store.run import (
 )
 from components.store.settings import KFP_RUN_VARIABLE, StorageSettings
 from components.store.spec import ParentRef, StageSpec
+from components.store.tracking_server import SERVER_SCHEMES, require_server, translate_tracking_errors, without_password
 
 ADOPTED_VARIABLE = "MLFLOW_RUN_ID"
 """Names the run that Kubeflow has opened for a step, which the stage then writes to. Ignored outside Kubeflow."""
 _STAGE_TAG = "stage_of_recipe."
+_NUMBER = "run_number"
+"""Tag that orders runs from the earliest to the newest: one more than the largest number so far, with leading zeros.
+
+Start times do not order them: a run that begins after the clock was set back has an earlier one than its predecessor.
+Runs without the tag are older than this code and come first, by their start times.
+"""
 HOME = "home"
 """Tag of a pipeline run: the machine and the home folder where it was started."""
 _QUIET = {
@@ -78,7 +85,7 @@ class Tracking:
         from mlflow.tracking import MlflowClient
 
         self.storage = storage
-        # Four processes that opened a fresh SQLite file at once broke its migration in three of four trials.
+        require_server(storage.tracking_uri)
         with self._lock(), translate_tracking_errors(storage.tracking_uri):
             if (file := _sqlite_file(storage.tracking_uri)) and not file.exists():
                 # A process killed while MLflow creates the tables would leave a file that MLflow cannot open.
@@ -87,23 +94,41 @@ class Tracking:
         self._experiment_id = ""
 
     def _lock(self) -> AbstractContextManager[None]:
-        return file_lock(self.storage.locks / "tracking.lock")
+        """Keeps others from opening an SQLite file; for a server, which is slow or away at times, there is no lock."""
+        # Four processes that opened a fresh SQLite file at once broke its migration in three of four trials.
+        is_server = self.storage.tracking_uri.startswith(SERVER_SCHEMES)
+        return nullcontext() if is_server else file_lock(self.storage.locks / "tracking.lock")
 
     @property
     def experiment_id(self) -> str:
-        """The experiment's id. The experiment is created the first time, with an absolute artifact location."""
+        """The experiment's id; a `UserError` if it was deleted. It is created the first time it is asked for."""
         if not self._experiment_id:
             with self._lock(), translate_tracking_errors(self.storage.tracking_uri):
                 found = self.client.get_experiment_by_name(self.storage.experiment)
+                if found and found.lifecycle_stage == "deleted":
+                    restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+                    store = f"MLFLOW_TRACKING_URI={without_password(self.storage.tracking_uri)}"
+                    remedy = f"restore it ({store} {restore}), or set the variable to another name"
+                    what, name = "this MLflow experiment was deleted", self.storage.experiment
+                    raise UserError(what, where="ROBUSTRAIN_EXPERIMENT", value=name, remedy=remedy)
                 self._experiment_id = found.experiment_id if found else self._create_experiment()
         return self._experiment_id
 
     def _create_experiment(self) -> str:
-        return self.client.create_experiment(self.storage.experiment, artifact_location=self.storage.artifacts_uri)
+        from mlflow.exceptions import MlflowException
+
+        name = self.storage.experiment
+        try:
+            return self.client.create_experiment(name, artifact_location=self.storage.artifacts_uri)
+        except MlflowException:
+            # Another process may have created it on the server meanwhile.
+            if found := self.client.get_experiment_by_name(name):
+                return found.experiment_id
+            raise
 
     def open_pipeline_run(self, name: str, tags: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
         """Creates the parent run of one pipeline run, with the resolved recipe as an artifact, and returns its id."""
-        every = {"robustrain": "pipeline", STATE: RUNNING, HOME: self._home(), **tags}
+        every = {"robustrain": "pipeline", STATE: RUNNING, HOME: self._home(), _NUMBER: self._next_number(), **tags}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=every)
         self.client.log_dict(run.info.run_id, dict(recipe), RECIPE)
         return run.info.run_id
@@ -160,15 +185,29 @@ class Tracking:
         reason = ""
         for run in reversed(runs):
             if run.data.tags.get(STATE) == COMPLETE:
-                reason = self._problem(run, deep)
-                if not reason:
-                    return Found(COMPLETE, run.info.run_id, run.data.tags.get("pipeline_run", ""))
+                found = self._checked(run, deep)
+                if found.state == COMPLETE:
+                    return found
+                reason = found.reason
         unfinished = [run for run in runs if run.data.tags.get(STATE) != COMPLETE]
         if unfinished:
             last = unfinished[-1]
             cause = last.data.tags.get(ERROR, "it was stopped")
             return Found("interrupted", last.info.run_id, last.data.tags.get("pipeline_run", ""), reason or cause)
         return Found("absent", reason=reason)
+
+    def find_run(self, run_id: str) -> Found:
+        """Returns the state of one run, `complete` or `interrupted`; the outputs' sizes are compared."""
+        run = self.client.get_run(run_id)
+        if run.data.tags.get(STATE) != COMPLETE:
+            return Found("interrupted", run_id, reason=run.data.tags.get(ERROR, "it was stopped"))
+        return self._checked(run, deep=False)
+
+    def _checked(self, run: Any, deep: bool) -> Found:
+        """Compares a complete run with its manifest; `interrupted`, with the reason, if it differs."""
+        reason = self._problem(run, deep)
+        state = "interrupted" if reason else COMPLETE
+        return Found(state, run.info.run_id, run.data.tags.get("pipeline_run", ""), reason)
 
     def _problem(self, run: Any, deep: bool) -> str:
         """Returns why the outputs of a complete run cannot be reused; an empty string if they can."""
@@ -184,7 +223,17 @@ class Tracking:
     def _search(self, query: str) -> list[Any]:
         """Returns runs, earliest first, ties by id, so that every process picks the same one."""
         order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-        return list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=500))
+        found = list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=500))
+        return sorted(found, key=lambda run: run.data.tags.get(_NUMBER, ""))
+
+    def _newest(self, query: str, limit: int) -> list[Any]:
+        """Returns the newest runs, newest first."""
+        order = [f"tags.{_NUMBER} DESC", "attributes.start_time DESC"]
+        return list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=limit))
+
+    def _next_number(self) -> str:
+        newest = self._newest("", 1)
+        return f"{int(newest[0].data.tags.get(_NUMBER, '0')) + 1 if newest else 1:012d}"
 
     def begin(self, spec: StageSpec, adopt: str = "") -> str:
         """Returns the id of the run that `spec` will write to: a new one, or the interrupted run `adopt`.
@@ -202,6 +251,7 @@ class Tracking:
             "stage": spec.name,
             "stage_kind": spec.kind,
             "pipeline_run": spec.pipeline_run,
+            _NUMBER: self._next_number(),
         }
         if spec.pipeline_run:
             tags["mlflow.parentRunId"] = spec.pipeline_run
@@ -247,6 +297,18 @@ class Tracking:
             )
         return StageInput.read(role, parent, self.artifacts(run))
 
+    def known(self, run_id: str) -> bool:
+        """Returns whether a run still exists; `mlflow gc` removes deleted ones, and tags may name them still."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return True
+
     def artifacts(self, run: Any) -> Artifacts:
         """Returns the artifacts of an MLflow run object."""
         cache = self.storage.cache / "runs" / run.info.run_id
@@ -254,12 +316,7 @@ class Tracking:
 
     def last_pipeline_runs(self, limit: int = 20) -> list[dict[str, Any]]:
         """Returns the newest pipeline runs first, each with id, name, state, start (ms since 1970) and recipe name."""
-        runs = self.client.search_runs(
-            [self.experiment_id],
-            "tags.robustrain = 'pipeline'",
-            order_by=["attributes.start_time DESC"],
-            max_results=limit,
-        )
+        runs = self._newest("tags.robustrain = 'pipeline'", limit)
         return [
             {
                 "run_id": run.info.run_id,
@@ -277,9 +334,7 @@ class Tracking:
 
     def last_duration(self, stage: str) -> float | None:
         """Returns the seconds of work in the newest complete run of a stage of this name, without pauses; else None."""
-        query = f"tags.stage = '{stage}' and tags.{STATE} = '{COMPLETE}'"
-        order = ["attributes.start_time DESC"]
-        runs = list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=1))
+        runs = self._newest(f"tags.stage = '{stage}' and tags.{STATE} = '{COMPLETE}'", 1)
         seconds = runs[0].data.tags.get(WORKED) if runs else None
         return None if seconds is None else float(seconds)
 
@@ -288,21 +343,3 @@ def _sqlite_file(uri: str) -> Path | None:
     """Returns the file of an SQLite store with an absolute path; None for any other store."""
     path = uri.removeprefix("sqlite:///")
     return Path(path) if path != uri and path.startswith("/") and "?" not in path else None
-
-
-@contextmanager
-def translate_tracking_errors(uri: str) -> Iterator[None]:
-    """Turns a failure to open the tracking store at `uri` inside the block into a `UserError`."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError) as error:
-        cause = str(error).splitlines()[0]
-        remedy = (
-            "move the file away (its runs are lost then), or set MLFLOW_TRACKING_URI to another store"
-            if uri.startswith("sqlite:")
-            else "start the server, or correct MLFLOW_TRACKING_URI"
-        )
-        raise UserError(f"the tracking store cannot be opened ({cause})", where=uri, remedy=remedy) from error

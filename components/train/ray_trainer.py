@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from components.errors import UserError
-from components.launch.ray_cluster import keep_sigterm_handler, start_ray
+from components.launch.ray_cluster import RAY_VARIABLE, connect_ray, start_ray
 from components.process import set_up_logging, stage_cores
 from components.store.settings import StorageSettings
 from components.train.distributed import Distributed, device_for
@@ -86,12 +86,10 @@ def _cluster(config: TrainConfig) -> Iterator[None]:
     import ray
 
     os.environ.update(StorageSettings.from_environment().environment())
-    if os.environ.get("RAY_ADDRESS"):
-        with keep_sigterm_handler():
-            ray.init(address="auto", log_to_driver=True, runtime_env={"env_vars": _environment()})
+    if os.environ.get(RAY_VARIABLE):
+        connect_ray(log_to_driver=True, runtime_env={"env_vars": _environment()})
         yield
         return
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     # Ray puts sockets below its folder, whose names the kernel limits to 107 bytes.
     folder = tempfile.mkdtemp(prefix="rt", dir="/tmp" if os.path.isdir("/tmp") else None)
     try:
@@ -179,7 +177,7 @@ def _workers_now(config: TrainConfig, stop: StopRequests, *, patient: bool) -> t
     size, pairs = config.batch_size, config.mixes
     even = [n for n in range(smallest, largest + 1) if shares_evenly(size, n, pairs=pairs)]
     largest = max(even, default=largest)
-    grows = smallest != largest and bool(os.environ.get("RAY_ADDRESS"))
+    grows = smallest != largest and bool(os.environ.get(RAY_VARIABLE))
     while True:
         stop.raise_if_requested()
         resources = ray.cluster_resources()

@@ -7,12 +7,15 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from components.errors import UserError
 from components.launch.child_process import ChildFailed, Children, ChildStopped, ForkserverDied
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TASKS = """
 import os, pathlib, signal, subprocess, sys, time
@@ -57,7 +60,7 @@ def tasks(tmp_path, monkeypatch):
     """A module of tasks that a forkserver of a process of its own can import, and that process."""
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "caller.py").write_text(CALLER.replace("{{", "{").replace("}}", "}"))
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}", "ADOPTED": "a run"}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "ADOPTED": "a run"}
 
     def start(task, *modules):
         command = [sys.executable, str(tmp_path / "caller.py"), str(tmp_path), task, str(tmp_path / "mark"), *modules]
@@ -91,6 +94,19 @@ def test_a_child_has_the_preloaded_modules_its_environment_and_a_session(tasks, 
     assert caller.returncode == 0, err
     assert (tmp_path / "mark").read_text() == f"here None {1 << 30} None True False {os.nice(0) + 3} True"
     assert out == "imported\n", "the caller's main module was imported again"
+
+
+def test_modules_in_the_working_folder_are_not_imported(tasks, tmp_path, monkeypatch):
+    """A user's `random.py` beside the recipe: neither the forkserver nor Python's resource tracker may run it."""
+    folder = tmp_path / "working"
+    folder.mkdir()
+    for name in ("random", "statistics", "multiprocessing", "pipeline", "tempfile"):
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write('{name} ')")
+    monkeypatch.chdir(folder)
+    caller = tasks("look", "statistics", "tempfile")
+    _, err = caller.communicate(timeout=60)
+    assert caller.returncode == 0, err
+    assert not (tmp_path / "imported").exists()
 
 
 @pytest.fixture

@@ -64,6 +64,19 @@ def test_a_moved_prefix_has_the_same_digest_and_the_neighbours_do_not_count(buck
     assert digest("pets") == before
 
 
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_endpoint_without_a_scheme_is_one_line_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "localhost:9000")
+    with pytest.raises(UserError) as caught:
+        list(list_prefix("s3://images/pets"))
+    assert str(caught.value) == (
+        f"{variable}: this address has no scheme (got 'localhost:9000'). "
+        "write http://localhost:9000 or https://localhost:9000."
+    )
+
+
 def test_a_whole_bucket_can_be_read(bucket: Any, tmp_path: Path) -> None:
     bucket(**{"train/a/1#?.png": b"1"})
     assert fetched(fetch_prefix("s3://images", tmp_path / "to")) == {"train/a/1#?.png": b"1"}

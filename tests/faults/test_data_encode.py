@@ -19,7 +19,7 @@ from PIL import Image
 
 from components.data import encode
 from components.data.beton_writer import HEADER, BetonWriter, EncodedImage
-from components.data.encode import EncodeSettings, ImageItem, encode_split
+from components.data.encode import EncodeSettings, ImageItem, UnreadableImages, encode_split
 from components.errors import UserError
 
 SETTINGS = EncodeSettings(64, "jpg")
@@ -61,6 +61,31 @@ def test_a_stage_takes_no_more_processes_than_its_share_of_the_cores(
 
     encode_split(items, tmp_path / "x.beton", SETTINGS, progress=here)
     assert set(counted) == {0}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_all_unreadable_images_are_named_at_once_and_no_file_is_written(
+    items: list[ImageItem], tmp_path: Path, processes: int
+) -> None:
+    broken = [items[k].path for k in (2, 40, 69)]
+    for path in broken:
+        Path(path).write_bytes(b"")
+    with pytest.raises(UnreadableImages) as caught:
+        encode_split(items, tmp_path / "x.beton", SETTINGS, num_workers=processes)
+    named = "; ".join(f"{path} (ValueError: the file is empty)" for path in broken)
+    assert str(caught.value) == f"3 images cannot be read: {named}. repair, replace or remove the files."
+    assert not (tmp_path / "x.beton").exists()
+
+
+def test_of_many_unreadable_images_the_error_names_some_and_the_log_all(
+    items: list[ImageItem], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("ERROR", "components.data.encode")
+    for item in items[:25]:
+        Path(item.path).write_bytes(b"")
+    with pytest.raises(UserError, match=r"25 images cannot be read: .*019\.jpg .*; and 5 more, which the log names"):
+        encode_split(items, tmp_path / "x.beton", SETTINGS)
+    assert sum("cannot be read" in record.message for record in caplog.records) == 25
 
 
 def test_a_missing_image_is_named(items: list[ImageItem], tmp_path: Path) -> None:

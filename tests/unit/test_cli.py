@@ -31,6 +31,18 @@ def test_every_command_has_help(command):
     assert "Usage" in shown.output
 
 
+def test_a_foreign_module_named_components_is_one_line_that_names_its_file(tmp_path):
+    (tmp_path / "components.py").write_text("x = 1")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-P", "-m", "pipeline.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: {tmp_path / 'components.py'} is imported instead of the package `components` of this program. "
+        "rename it, or remove its folder from PYTHONPATH.\n"
+    )
+
+
 def test_help_names_every_command():
     shown = CliRunner().invoke(app, ["--help"]).output
     for command in (

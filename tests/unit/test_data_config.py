@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -121,3 +122,41 @@ def test_a_class_may_be_a_link(images: Path, tmp_path: Path) -> None:
     (images / "train" / "b").rename(tmp_path / "b")
     (images / "train" / "b").symlink_to(tmp_path / "b")
     assert digest(images) == whole
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".DS_Store", "train/a/Thumbs.db", "README.txt", "train/a/._0.png", ".git/config.png", "train/a/desktop.ini"],
+)
+def test_files_that_are_not_read_do_not_change_the_digest(images: Path, tmp_path: Path, name: str) -> None:
+    """A file manager that looked at the folder must not mean that everything is trained again."""
+    before = prints(tmp_path, source=str(images))
+    (images / name).parent.mkdir(exist_ok=True)
+    (images / name).write_bytes(b"x")
+    assert prints(tmp_path, source=str(images)) == before
+    (images / "train" / "a" / "1.pgm").write_bytes(b"x")
+    assert prints(tmp_path, source=str(images)) != before
+
+
+def test_the_digest_of_a_folder_of_images_alone_is_that_of_all_its_files(images: Path) -> None:
+    """As it was before files that are not read were left out."""
+    for name in ("train/a/1.jpg", "train/a-b/0.png", "val/a/0.png", "val/b/0.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_bytes(name.encode())
+    whole = hashlib.sha256()
+    for folder, names, files in os.walk(images):
+        names.sort()
+        for file in sorted(files):
+            path = Path(folder, file)
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            whole.update(f"{path.relative_to(images).as_posix()}\0{content}\n".encode())
+    assert digest(images) == whole.hexdigest()
+
+
+def test_the_digest_of_a_bucket_is_of_its_images() -> None:
+    config = EncodeConfig(source="s3://bucket/pets")
+    listing = [("train/a/0.png", 1, "x"), ("train/b/0.png", 2, "y")]
+    junk = [(".DS_Store", 3, "z"), ("train/a/._0.png", 4, "z"), ("README.md", 5, "z")]
+    whole = source_digest(config, list_prefix=lambda uri: listing)
+    assert source_digest(config, list_prefix=lambda uri: listing + junk) == whole
+    assert source_digest(config, list_prefix=lambda uri: [*listing, ("train/b/1.png", 3, "z")]) != whole

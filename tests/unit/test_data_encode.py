@@ -32,10 +32,27 @@ def test_values_without_a_known_range_are_refused_by_name(tmp_path, kind: type) 
     path = tmp_path / "deep.tif"
     path.write_bytes(saved(Image.fromarray(np.ones((16, 16), kind)), "TIFF"))
     [item] = [ImageItem(str(path), 0)]
-    found = encode_chunk([item], EncodeSettings(16, "raw"))
+    [found] = encode_chunk([item], EncodeSettings(16, "raw"))
     assert isinstance(found, Unreadable)
     assert found.path == str(path)
     assert "without a known range" in found.cause
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "ValueError: the file is empty"),
+        (b"<html>404</html>", "UnidentifiedImageError: its format is unknown"),
+        (
+            saved(Image.new("L", (65_536, 2)), "PNG"),
+            "ValueError: 65536x2 pixels; a side of a stored image has at most 65535",
+        ),
+    ],
+)
+def test_the_cause_says_what_is_wrong_with_an_image(tmp_path, content: bytes, cause: str) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(content)
+    assert encode_chunk([ImageItem(str(path), 0)], EncodeSettings(16, "raw")) == [Unreadable(str(path), cause)]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])

@@ -184,12 +184,20 @@ def test_an_archive_is_read_as_its_folder(folder: Callable[..., Path], tmp_path:
     assert (source.name, source.classes, len(source.splits["train"])) == ("set", ("a", "b"), 8)
 
 
+def test_the_ending_of_an_archive_may_be_in_upper_case(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train={"a": 4, "b": 4}, val={"a": 1, "b": 1})
+    with tarfile.open(tmp_path / "Set.TAR", "w") as tar:
+        tar.add(root, "my-set")
+    source = open_source(EncodeConfig(source=str(tmp_path / "Set.TAR")), tmp_path / "w")
+    assert (source.name, len(source.splits["train"])) == ("Set", 8)
+
+
 def test_an_archive_cannot_write_outside(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "evil.tar", "w") as tar:
         member = tarfile.TarInfo("../escaped.png")
         member.size = 3
         tar.addfile(member, io.BytesIO(b"abc"))
-    with pytest.raises(UserError, match="unsafe member"):
+    with pytest.raises(UserError, match="not safe to unpack"):
         open_source(EncodeConfig(source=str(tmp_path / "evil.tar")), tmp_path / "w" / "deep")
     assert not list(tmp_path.rglob("escaped.png"))
 
@@ -265,11 +273,11 @@ def test_the_digest_follows_content_and_names_and_is_cached(folder: Callable[...
 
 def test_the_digest_of_other_sources() -> None:
     assert source_digest(EncodeConfig(source="digits")) == "digits/1"
-    listing = [("b", 2, "y"), ("a", 1, "x")]
+    listing = [("train/b.png", 2, "y"), ("train/a.png", 1, "x")]
     config = EncodeConfig(source="s3://bucket/x")
     digest = source_digest(config, list_prefix=lambda uri: listing)
     assert digest == source_digest(config, list_prefix=lambda uri: listing[::-1])
-    assert digest != source_digest(config, list_prefix=lambda uri: [("b", 2, "z"), ("a", 1, "x")])
+    assert digest != source_digest(config, list_prefix=lambda uri: [("train/b.png", 2, "z"), ("train/a.png", 1, "x")])
     with pytest.raises(UserError, match="nowhere"):
         source_digest(EncodeConfig(source="/nowhere"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +62,21 @@ def job(tmp_path: Path, source: Path | str, **options: Any) -> Any:
     store = ObjectStore(str(tmp_path / "objects"), tmp_path / "cache")
     spec = SimpleNamespace(config=config, fingerprint="f" * 64)
     return SimpleNamespace(spec=spec, run=Run(tmp_path / "work"), objects=store, inputs={})
+
+
+def test_one_error_names_the_unreadable_images_of_both_splits(images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images / "train", images / "val")
+    broken = [images / split / "cat" / "3.png" for split in ("train", "val")]
+    for path in broken:
+        path.write_bytes(b"")
+    work = job(tmp_path, images)
+    with pytest.raises(UserError, match=rf"^2 images cannot be read: {broken[0]} \(.*\); {broken[1]} \("):
+        stage.run(work)
+    broken[0].unlink()
+    with pytest.raises(UserError, match=rf"^{broken[1]}: this image cannot be read"):
+        stage.run(job(tmp_path, images))
+    broken[1].unlink()
+    assert stage.run(job(tmp_path, images))["val"] == 29
 
 
 def test_a_folder_becomes_a_manifest_and_two_files(images: Path, tmp_path: Path) -> None:
@@ -123,7 +139,7 @@ def test_errors_leave_no_manifest(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dog/3\.png"):
         stage.run(work)
     assert not work.run.saved
-    assert not list((tmp_path / "work").glob("*.beton*"))
+    assert not list((tmp_path / "work").glob("*train.beton*"))
     assert not list((tmp_path / "work").glob("manifest*"))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from components.errors import UserError
 from components.launch.child_process import ChildFailed, Children, ChildStopped, ForkserverDied
+from components.store.progress import new_live_folder
 from components.store.tracking import Tracking
 from pipeline import local
 from pipeline.recipe import build
@@ -204,3 +205,31 @@ def test_children_get_the_run_and_an_equal_share_of_the_cores(recipe, storage, m
     assert environment["ROBUSTRAIN_MARK"] == "kept"
     assert environment.items() >= storage.environment().items()
     assert "MLFLOW_RUN_ID" not in environment
+
+
+def test_runs_whose_clock_shows_the_same_second_have_folders_of_their_own(recipe, storage, launched, monkeypatch):
+    """The clock was set back, or summer time ended: a failed run must not find the reports of a complete one."""
+    monkeypatch.setattr("time.strftime", lambda pattern, *moment: "20261025-023000")
+    first = run(recipe, storage)
+    assert first.ok
+
+    def fail(children):
+        raise ChildFailed("boom")
+
+    launched.work["more"] = fail
+    second = run(recipe, storage, again=("digits", "more"))
+    assert not second.ok
+    assert second.stages["more"]["state"] == "failed"
+    assert [first.log.parent.name, second.log.parent.name] == ["20261025-023000", "20261025-023000-2"]
+    tracking = Tracking(storage)
+    assert [each["state"] for each in tracking.last_pipeline_runs()] == ["failed", "complete"]
+
+
+def test_live_folders_of_old_runs_are_removed_and_nothing_else(tmp_path):
+    live = tmp_path / "live"
+    for name in [f"20260101-0000{second:02d}" for second in range(30)] + ["mine"]:
+        (live / name).mkdir(parents=True)
+        (live / name / "pipeline.log").touch()
+    new = new_live_folder(tmp_path)
+    left = {path.name for path in live.iterdir()}
+    assert left == {new.name, "mine"} | {f"20260101-0000{second:02d}" for second in range(11, 30)}

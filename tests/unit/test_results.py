@@ -134,3 +134,15 @@ def test_results_of_another_form_are_refused_with_the_stage_to_run_again(storage
     finished(storage, "demo", "complete", [{**old, "name": "adversarial"}])
     with pytest.raises(UserError, match="--again e"):
         results.read(storage)
+
+
+def test_a_stage_whose_run_was_removed_from_mlflow_is_left_out_and_named(storage):
+    from components.store.tracking import Tracking
+
+    tracking = Tracking(storage)
+    parent = tracking.open_pipeline_run("demo", {}, {"name": "demo", "stages": {}})
+    tracking.record_stage(parent, "encode", "0" * 32, "ran")
+    tracking.close_pipeline_run(parent, state="complete")
+    found = results.read(storage)
+    assert found.removed == ("encode",)
+    assert found.notice().endswith("stages whose runs were removed from MLflow are left out: encode.")

@@ -137,6 +137,16 @@ def test_a_step_that_attached_to_another_job_returns_the_run_that_is_complete(he
     assert tracking.stages_of(parent) == {"x": (theirs.run_id, "reused")}
 
 
+def test_a_step_takes_the_run_that_it_launched_although_another_complete_one_counts_as_newer(here, tracking):
+    spec = StageSpec(name="x", kind="encode", config={}, seed=0, fingerprint="e" * 64)
+    ours = spec.model_copy(update={"run_id": tracking.begin(spec)})
+    theirs = spec.model_copy(update={"run_id": tracking.begin(spec)})
+    for each in (ours, theirs):
+        execute(each, here, lambda job: {})
+    assert tracking.find("e" * 64).run_id == theirs.run_id
+    assert stage_runner.check(ours, tracking) == ours.run_id
+
+
 def report(folder):
     return json.loads((folder / "digits.json").read_text())
 

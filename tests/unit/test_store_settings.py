@@ -1,11 +1,15 @@
 """The storage settings: defaults below the home, variables that override them, one line for a wrong value."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from components.errors import UserError
+from components.store.execute import execute
 from components.store.settings import StorageSettings
+from components.store.spec import StageSpec
+from components.store.tracking import Tracking
 
 
 def test_without_variables_everything_is_below_the_working_folder(tmp_path, monkeypatch):
@@ -58,3 +62,25 @@ def test_objects_in_a_store_that_is_not_supported_are_one_line(value):
         f"ROBUSTRAIN_OBJECTS: is neither a folder nor s3://bucket/prefix (got {value!r}). "
         "name a folder or s3://bucket/prefix."
     )
+
+
+@pytest.mark.parametrize("name", ["feature%2Flogin", "what?", "a%20b#c", "plain"])
+def test_a_home_may_have_any_name(storage, tmp_path, name):
+    """Branch names become folder names on build servers; `%` and `?` mean something else in a URL."""
+    folder = tmp_path / "all"
+    home = folder / name / ".robustrain"
+    home.mkdir(parents=True)
+    settings = StorageSettings.from_environment({}, home=home)
+    assert settings.is_fresh
+    shutil.copy(storage.home / "mlflow.db", home / "mlflow.db")
+    tracking = Tracking(settings)
+    run_id = tracking.open_pipeline_run("p", {}, {"name": "p"})
+    spec = StageSpec(name="x", kind="encode", config={}, seed=0, fingerprint="e" * 64)
+    spec = spec.model_copy(update={"run_id": tracking.begin(spec)})
+    execute(spec, settings, lambda job: {"a": 1})
+    found = tracking.find(spec.fingerprint)
+    assert (found.state, found.run_id) == ("complete", spec.run_id)
+    assert tracking.recipe_of(run_id) == {"name": "p"}
+    assert list((home / "artifacts").glob("*/artifacts/result.json"))
+    assert not settings.is_fresh
+    assert [path.name for path in folder.iterdir()] == [name], "nothing was written beside it"

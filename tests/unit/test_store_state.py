@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,52 @@ def test_newest_complete_run_wins(tracking, spec, storage):
     execute(second, storage, work)
     execute(spec, storage, work)
     assert tracking.find(PRINT).run_id == second.run_id
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Sets MLflow's clock back or ahead by some days."""
+    real = time.time
+
+    def turn(days):
+        monkeypatch.setattr("mlflow.utils.time.time.time", lambda: real() + days * 86_400)
+
+    return turn
+
+
+def test_the_newest_run_is_the_one_that_began_last_even_if_the_clock_was_set_back(tracking, spec, storage, clock):
+    execute(spec, storage, work)
+    pipeline = tracking.open_pipeline_run("before", {}, {})
+    clock(days=-1)
+    again = spec.model_copy(update={"run_id": tracking.begin(spec)})
+    execute(again, storage, work)
+    starts = [tracking.client.get_run(s.run_id).info.start_time for s in (spec, again)]
+    assert starts[0] - starts[1] > 80_000_000
+    assert tracking.find(PRINT).run_id == again.run_id
+    later = tracking.open_pipeline_run("after", {}, {})
+    assert [run["run_id"] for run in tracking.last_pipeline_runs()] == [later, pipeline]
+    tracking.client.set_tag(again.run_id, "seconds_worked", "77")
+    assert tracking.last_duration("adversarial") == 77.0
+
+
+def test_runs_of_older_versions_without_a_number_come_before_those_with_one(tracking, spec, storage, clock):
+    clock(days=1)
+    old = spec.model_copy(update={"run_id": tracking.begin(spec)})
+    tracking.client.delete_tag(old.run_id, "run_number")
+    execute(old, storage, work)
+    clock(days=0)
+    new = spec.model_copy(update={"run_id": tracking.begin(spec)})
+    execute(new, storage, work)
+    assert tracking.find(PRINT).run_id == new.run_id
+
+
+def test_a_deleted_experiment_is_one_line_with_the_command_that_restores_it(tracking, storage):
+    experiment = tracking.experiment_id
+    tracking.client.delete_experiment(experiment)
+    with pytest.raises(
+        UserError, match=rf"ROBUSTRAIN_EXPERIMENT: .*was deleted.*restore --experiment-id {experiment}\)"
+    ):
+        Tracking(storage).find(PRINT)
 
 
 def test_checkpoints_are_no_outputs(tracking, spec, storage):
