@@ -142,7 +142,7 @@ def _training(name: str, summary: str, config: type[BaseModel]) -> StageKind:
     return StageKind(
         name,
         summary,
-        version=2,
+        version=3,
         config=config,
         entry="components.train.stage:run",
         makes=MODEL,
