@@ -173,7 +173,7 @@ STAGES: dict[str, StageKind] = {
         StageKind(
             "encode",
             "encode images into FFCV .beton files",
-            version=2,
+            version=3,
             config=EncodeConfig,
             entry="components.data.stage:run",
             makes=DATA,
