@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from components.data.beton_reader import BetonFile
 from components.data.config import EncodeConfig
 from components.data.encode import EncodeSettings, ImageItem, encode_split
-from components.data.manifest import DataManifest, SplitManifest, SplitName, write_manifest
+from components.data.manifest import VAL_NAMES, DataManifest, SplitManifest, SplitName, write_manifest
 from components.data.sources import ImageSource, open_source
 from components.errors import UserError
 from components.files import no_space_as_user_error, write_json
@@ -25,9 +25,6 @@ Progress = Callable[[str, int, int], None]
 
 MANIFEST = "manifest.json"
 """The artifact that later stages read."""
-
-VAL_NAMES = "val-names.json"
-"""The artifact with `class/file` of each val image, in the order of the rows: evaluations may name images by a list."""
 
 
 def run(job: StageJob) -> dict[str, Any]:

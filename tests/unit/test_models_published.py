@@ -190,6 +190,16 @@ def test_the_state_dict_of_a_checkpoint_is_found_and_the_average_is_taken(micro,
     )
 
 
+def test_metas_isotropic_network_opens_with_the_recipes_normaliser(tmp_path):
+    """Meta's file: bare names of its original code under `model`, and no normaliser."""
+    model = _model("convnext_iso", "patch", depth=2, dim=24)
+    path = tmp_path / "convnext_iso_small_1k_224_ema.pth"
+    torch.save({"model": _meta_names(model.state_dict())}, path)
+    back, card = load_published(path, name="convnext_iso", stem="patch", kwargs={"depth": 2, "dim": 24})
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in back.state_dict().items())
+    assert choose_normalizer(card, IMAGENET_NORMALIZE, where=str(path)) == IMAGENET_NORMALIZE
+
+
 def test_the_average_of_a_wrapped_model_opens(micro):
     """timm's ModelEmaV2 adds a `module.` before that of DistributedDataParallel."""
     assert _open(micro(prefix="module.module.base_model."))[1].num_classes == 6
