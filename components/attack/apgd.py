@@ -26,8 +26,6 @@ from components.attack.losses import Objective, cross_entropy, kl_from
 from components.attack.projections import TINY, norm_l2, per_image, project_l1, project_l2, project_linf
 from components.attack.training_attacks import AttackSettings
 
-# MERGED
-
 Norm = Literal["Linf", "L2", "L1"]
 Iterate = Literal["best", "last"]
 Centre = Literal["clamped", "given"]

@@ -26,8 +26,6 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from components.data.randomness import U64, below, draws, unit
 
-# MERGED
-
 _PURPOSE = 0x6175676D656E74
 """Makes these random numbers differ from those of the sampler and the crops under the same seed."""
 

@@ -114,8 +114,6 @@ def _draw(name: str, folder: Path) -> None:
     """Writes a built-in set as PNG files in ImageNet layout."""
     from PIL import Image
 
-    # MERGED
-
     for index, (split, label, pixels) in enumerate(DRAW[name]()):
         path = folder / split / label / f"{index:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,6 @@ _TUNING = {
 }
 # `Process.start` and `Process.join` read the same pipes, also those of other children; two threads must not.
 _process_lock = threading.Lock()
-_started_forkserver = threading.Event()
 
 
 class ChildFailed(RuntimeError):
@@ -80,14 +79,11 @@ def start_forkserver(log: Path, preload: Sequence[str]) -> None:
         log: file for what the imports write.
         preload: modules; those that are not installed are ignored.
     """
-    if _started_forkserver.is_set():
-        return
     forkserver.set_forkserver_preload(["components.launch.forkserver_setup", *preload])
     # glibc and OpenMP read their variables when a process starts.
     added = {**_TUNING, "PYTHONUNBUFFERED": "1", FORKSERVER_VARIABLE: str(os.getpid())}
     with _environment(added), _stderr_in(log):
         forkserver.ensure_running()
-    _started_forkserver.set()
 
 
 @contextlib.contextmanager

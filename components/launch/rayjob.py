@@ -30,8 +30,6 @@ from components.launch.rayjob_settings import RayJobSettings, Timing
 from components.launch.rayjob_spec import RUN_LABEL, job_name, label_value, render
 from components.launch.resources import Resources
 
-# MERGED
-
 __all__ = [
     "RUN_LABEL",
     "RayJobSettings",

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from components.store.execute import StageJob
     from components.store.run import StageInput
 
-# MERGED
-
 
 MODEL, CARD, DECISION = "model", "model_card.md", "decision.json"
 

@@ -240,8 +240,6 @@ def _description(rows: Sequence[Measurement]) -> str:
     return "; ".join(f"{one.stage}, {one.row.threat}: {figure_text(one)}" for one in rows[:_MOST_DESCRIBED])
 
 
-# MERGED
-
 FINE = 0.25
 """Cycles per pixel above which structure is called fine: half of what a row of pixels can carry."""
 

@@ -173,9 +173,6 @@ class MonitorConfig(Part):
         return "rollback" in (getattr(self, name) for name in type(self).model_fields if name.startswith("on_"))
 
 
-# MERGED
-
-
 def check_schedule(epochs: int, warmup_epochs: float, lr: float, min_lr: float, eps_warmup_epochs: float) -> None:
     """Checks that the learning rate rises before it falls, and that the attack reaches its radius.
 

@@ -31,8 +31,6 @@ from components.train.config import TrainConfig
 from components.train.prometheus import MetricsServer
 from components.train.train_step import StepResult
 
-# MERGED
-
 
 class Meter:
     """Sums over the steps of one epoch. They stay on the device, so adding to them does not wait for it.

@@ -189,8 +189,6 @@ def generalises_poorly(history: History, config: MonitorConfig, *, classes: int)
     return f"poor generalisation: robust accuracy is {main:.1%} in the training norm and {listed}"
 
 
-# MERGED
-
 _log = logging.getLogger(__name__)
 
 

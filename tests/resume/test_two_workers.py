@@ -122,8 +122,8 @@ def test_goes_on_with_another_number_of_workers(data, whole, tmp_path, monkeypat
         assert pair.run() == [DONE, DONE]
         assert pair.steps_taken() == STEPS - PER_EPOCH - 2
         final = pair.final()
-    messages = capfd.readouterr().err
-    assert messages.count(f"had {begins_with} workers so far and goes on with {3 - begins_with}") == 1
+    printed = capfd.readouterr().err
+    assert printed.count(f"had {begins_with} workers so far and goes on with {3 - begins_with}") == 1
     for one, two in zip(final.metadata["history"], whole("adversarial").metadata["history"], strict=True):
         assert (one["step"], one["lr"]) == (two["step"], two["lr"])
         for figure in ("loss", "grad_norm", "attack_gain"):

@@ -109,9 +109,9 @@ def test_the_live_note_and_long_epochs_in_mlflow():
     report = Report()
     reporter = _reporter(report, log_interval_s=1e-9)
     reporter.live(FIGURES, {"images_per_s": 100.0, "data_wait": 0.25}, epoch=1, batch=2, per_epoch=10)
-    note = report.notes[0]["note"]
+    printed = report.notes[0]["note"]
     for part in ("epoch 2/2", "loss 1.250", "waiting 25%", "TFLOP/s", "GiB", "gradient 3", "flips 25%"):
-        assert part in note
+        assert part in printed
     step, metrics = report.metrics[0]
     assert step == 12
     assert metrics["live_loss"] == 1.25
