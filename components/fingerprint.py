@@ -60,7 +60,7 @@ def fingerprint(
         version: the stage's code version in the stage table.
         config: the fields of the stage's resolved configuration that change its result.
         parents: role -> fingerprint of the stage that fills it.
-        data_digest: digest of the source images for encode stages, else an empty string.
+        data_digest: digest of the files that the configuration names (images, a list of images), else an empty string.
         seed: the recipe's seed.
     """
     document = {

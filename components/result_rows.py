@@ -54,6 +54,8 @@ class RowDetails(Row):
         unverified: broken images whose adversarial image failed the second check; they count as broken.
         narrow_margins: broken images with a logit gap below 1e-5.
         largest_distance: largest norm of a perturbation.
+        resolution_note: a sentence if most images are enlarged for the row's resolution, because they are stored
+            smaller.
         warnings: of the attack's library, on this model.
     """
 
@@ -73,6 +75,7 @@ class RowDetails(Row):
     unverified: int = 0
     narrow_margins: int = 0
     largest_distance: float = 0.0
+    resolution_note: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -83,9 +86,9 @@ class RowDetails(Row):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Reservations of the evaluation itself: capped targets, warnings of the library, unverified images."""
+        """Reservations of the evaluation itself: capped targets, enlarged images, warnings, unverified images."""
         unverified = (f"{self.unverified} adversarial images could not be verified",) if self.unverified else ()
-        return tuple(note for note in (self.targets_note, *self.warnings, *unverified) if note)
+        return tuple(note for note in (self.targets_note, self.resolution_note, *self.warnings, *unverified) if note)
 
 
 class _Measured(Row):
@@ -96,6 +99,7 @@ class _Measured(Row):
         model, stem: the network and its stem (`conv` or `patch`).
         resolution: side of the images in px.
         n: number of images.
+        image_set: which images: `drawn with seed 0`, `RobustBench`, or a list's file name and the start of its sha256.
     """
 
     kind: str
@@ -104,11 +108,18 @@ class _Measured(Row):
     stem: str
     dataset: str
     resolution: int
+    image_set: str = ""
 
     @property
     def stem_title(self) -> str:
         """The stem's name in tables: `ConvStem`."""
         return STEM_TITLES.get(self.stem, self.stem)
+
+    @property
+    def data_title(self) -> str:
+        """Data set and resolution, and the list of the images if they were not drawn: `imagenet 224, RobustBench`."""
+        listed = "" if self.image_set.startswith("drawn") else self.image_set
+        return f"{self.dataset} {self.resolution}" + (f", {listed}" if listed else "")
 
     @property
     def model_title(self) -> str:
@@ -122,6 +133,7 @@ class ResultRow(_Measured):
     Attributes:
         attack: the attack's title.
         interval: of the robust accuracy.
+        stored_side: median of the images' shorter sides in the encoded set, in px.
     """
 
     norm: str
@@ -131,6 +143,7 @@ class ResultRow(_Measured):
     clean_accuracy: float
     robust_accuracy: float
     interval: Interval
+    stored_side: int | None = None
     details: RowDetails
 
     @property
@@ -179,6 +192,7 @@ class Conditions(Row):
 
     Attributes:
         images: which images, as a sentence.
+        stored_side: median of their shorter sides in the encoded set, in px.
         radii, interval: notes on the radii and on the method of the intervals.
         model_run, model_sha256: the MLflow run and the weights that were measured.
     """
@@ -193,6 +207,7 @@ class Conditions(Row):
     n: int
     images: str
     images_digest: str
+    stored_side: int | None = None
     resolutions: tuple[int, ...]
     crop_ratio: float
     radii: str

@@ -73,7 +73,7 @@ class StageKind:
         reported: whether stages that cover all others have it among their parents.
         seconds: configuration -> estimated time, relative to the quickstart's on one core; the runner starts the stages
             on the longest path first.
-        digest: `module:function` that digests the stage's source data; only for kinds that read raw data.
+        digest: `module:function` that digests the files that a configuration names, such as images or a list of them.
         classes: `module:function` that checks the source data and returns its classes, if they are known before it is
             read; only for kinds that read raw data.
         resources: what its RayJob asks of a cluster; None if the KFP step does the work itself, without torch.
@@ -116,7 +116,7 @@ class StageKind:
         return resolve(self.entry)
 
     def source_digest(self, config: BaseModel, cache: Path) -> str:
-        """Digest of the raw data a configuration names; empty for kinds that read none.
+        """Digest of the files that a configuration names; empty for kinds that read none.
 
         Args:
             cache: folder where digests of unchanged folders are kept.
@@ -153,7 +153,7 @@ def _training(name: str, summary: str, config: type[BaseModel]) -> StageKind:
     return StageKind(
         name,
         summary,
-        version=2,
+        version=3,
         config=config,
         entry="components.train.stage:run",
         makes=MODEL,
@@ -168,9 +168,10 @@ def _measuring(name: str, summary: str, config: type[BaseModel], makes: str) -> 
     return StageKind(
         name,
         summary,
-        version=4,
+        version=5,
         config=config,
         entry="components.evaluate.stage:run",
+        digest="components.evaluate.image_list:images_digest",
         makes=makes,
         roles={"model": Role(MODEL), "data": Role(DATA, required=False)},
         seconds=lambda config: config.estimated_seconds,

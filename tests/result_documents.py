@@ -25,6 +25,7 @@ ROW: dict[str, Any] = {
     "stem": "conv",
     "dataset": "imagenet",
     "resolution": 224,
+    "image_set": "drawn with seed 0",
     "norm": "Linf",
     "eps": 4 / 255,
     "attack": "AutoAttack",

@@ -80,7 +80,9 @@ def apgd(
         start: another start point, projected into the ball first; `x` clamped to [0, 1] when not given.
         centre: centre of the ball: `x` clamped to [0, 1], or `x` as given, as in the released code. There a pixel far
             outside [0, 1] (random erasing makes such pixels) stays at 0 or 1, since its whole Linf ball is outside.
-            The result is in [0, 1] either way, and the same for an `x` in [0, 1].
+            The result is in [0, 1] either way, and the same for an `x` in [0, 1]. For Linf and L2 this is what the
+            released code does. Its L1 step does not clip: for such an `x` its result leaves [0, 1] by up to 6.4, and
+            differs from this one.
 
     Raises:
         ValueError: unknown norm, iterate or centre, steps < 1, eps <= 0.

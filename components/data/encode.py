@@ -265,14 +265,16 @@ def _grey16_to_rgb(values: npt.NDArray[np.uint16]) -> Pixels:
 
 
 def shrink(pixels: Pixels, max_short_side: int) -> Pixels:
-    """Shrinks an image by area averaging until its shorter side is `max_short_side`; smaller images stay unchanged."""
+    """Shrinks an image by area averaging until its shorter side is `max_short_side`; smaller images stay unchanged.
+
+    The longer side is rounded down, as by torchvision's `Resize` (0.29): with one more pixel, all others would be
+    shifted by up to half a pixel.
+    """
     height, width = pixels.shape[:2]
     if min(height, width) <= max_short_side:
         return pixels
-    if height < width:
-        size = max(max_short_side, round(width * max_short_side / height)), max_short_side
-    else:
-        size = max_short_side, max(max_short_side, round(height * max_short_side / width))
+    longer = max(height, width) * max_short_side // min(height, width)
+    size = (longer, max_short_side) if height < width else (max_short_side, longer)
     return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 

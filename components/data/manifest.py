@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Raised when fields of the manifest change."""
 
+VAL_NAMES = "val-names.json"
+"""The artifact beside the manifest with `class/file` of each val image, in the order of the rows: an evaluation may
+choose images by a list."""
+
 SplitName = Literal["train", "val"]
 
 

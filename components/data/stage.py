@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from components.data.beton_reader import BetonFile
 from components.data.config import EncodeConfig
 from components.data.encode import EncodeSettings, ImageItem, Unreadable, UnreadableImages, encode_split
-from components.data.manifest import DataManifest, SplitManifest, SplitName, write_manifest
+from components.data.manifest import VAL_NAMES, DataManifest, SplitManifest, SplitName, write_manifest
 from components.data.sources import ImageSource, open_source
 from components.errors import UserError
-from components.files import no_space_as_user_error, remove_folder
+from components.files import no_space_as_user_error, remove_folder, write_json
 
 if TYPE_CHECKING:
     from components.store.execute import StageJob
@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """Encodes a data set: the `.beton` files go to the object store, `manifest.json` becomes an artifact.
+    """Encodes a data set: the `.beton` files go to the object store, names of images and `manifest.json` to artifacts.
 
     A split that an interrupted run had finished is not encoded again.
 
@@ -51,6 +51,7 @@ def run(job: StageJob) -> dict[str, Any]:
     job.run.log_params({"dataset": manifest.name, "classes": manifest.num_classes})
     for name, split in manifest.splits.items():
         job.run.log_metrics({f"{name}_images": split.num_images, f"{name}_bytes": split.size})
+    job.run.save(work / VAL_NAMES, VAL_NAMES)
     job.run.save(write_manifest(work / MANIFEST, manifest), MANIFEST)
     return _result(manifest)
 
@@ -73,6 +74,7 @@ def encode_source(
         UserError: the source cannot be used as it is.
     """
     source = _open_source(config, work)
+    write_json(work / VAL_NAMES, [_name_in_split(item) for item in source.splits["val"]])
     splits: dict[SplitName, SplitManifest] = {}
     names: tuple[SplitName, ...] = ("train", "val")
     unreadable: list[Unreadable] = []
@@ -113,6 +115,10 @@ def _open_source(config: EncodeConfig, work: Path) -> ImageSource:
 def _encode(config: EncodeConfig, items: list[ImageItem], path: Path, progress: Callable[[int, int], None]) -> None:
     settings = EncodeSettings(config.max_short_side, config.mode, config.quality, config.keep_jpeg)
     encode_split(items, path, settings, page_size=config.page_size, num_workers=config.num_workers, progress=progress)
+
+
+def _name_in_split(item: ImageItem) -> str:
+    return "/".join(Path(item.path).parts[-2:])
 
 
 def _is_finished(path: Path, count: int, classes: int) -> bool:

@@ -10,9 +10,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from components.config_model import ConfigModel
-from components.errors import UserError
+from components.errors import UserError, nearest
 from components.fingerprint import NO_FINGERPRINT, WHEN_SET
 from components.threats import ATTACKS, NORMS, AttackKey, Norm, Radius, check_radius, evaluation_seconds, threat_text
+
+IMAGE_FILE = "file:"
+"""Prefix of `images` for a list in a file."""
 
 
 class Threat(ConfigModel):
@@ -47,7 +50,21 @@ class EvaluateConfig(ConfigModel):
         default=None, description="name of the encode stage with the images; none: the model's own"
     )
     split: Literal["train", "val"] = Field(default="val", description="split the images are taken from")
-    num_images: int = Field(default=5000, ge=1, description="images, drawn without replacement (paper: 5000)")
+    num_images: int = Field(
+        default=5000, ge=1, description="images, drawn without replacement or the first of the list (paper: 5000)"
+    )
+    images: str = Field(
+        default="drawn",
+        description="drawn by the seed; robustbench: the list in an installed robustbench (paper); file:<path>: a list "
+        "with one class/file per line",
+        json_schema_extra=NO_FINGERPRINT,  # the list's digest stands for it
+    )
+    images_sha256: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="expected sha256 of the list in a file; none: not checked",
+        json_schema_extra=NO_FINGERPRINT,
+    )
     threats: tuple[Threat, ...] = Field(
         default=tuple(Threat(norm=norm, eps=info.paper_radius) for norm, info in NORMS.items()),
         min_length=1,
@@ -81,6 +98,32 @@ class EvaluateConfig(ConfigModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: the GPU if there is one", json_schema_extra=NO_FINGERPRINT
     )
+
+    @model_validator(mode="after")
+    def _known_images(self) -> EvaluateConfig:
+        is_file = self.images.startswith(IMAGE_FILE)
+        if self.images not in ("drawn", "robustbench") and not is_file:
+            raise UserError(
+                f"there is no such set of images{nearest(self.images, ['drawn', 'robustbench'])}",
+                where="images",
+                value=self.images,
+                remedy="use drawn, robustbench or file:<path>",
+            )
+        if self.images != "drawn" and self.split != "val":
+            raise UserError(
+                "lists name validation images",
+                where="split",
+                value=self.split,
+                remedy="use split: val, or images: drawn",
+            )
+        if self.images_sha256 is not None and not is_file:
+            raise UserError(
+                "only a list in a file has a sha256 to check",
+                where="images_sha256",
+                value=self.images_sha256,
+                remedy="remove it, or set images: file:<path>",
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateConfig:

@@ -1,19 +1,21 @@
 """Chooses the images to attack and decodes them.
 
-The choice is a seeded permutation of the split, cut off after n: it does not depend on the model, the recipe's seed or
-the resolution, so that results of different models are measured on the same images, and the first 100 of 1,000 are the
-100.
+Without a list (`image_list`), the choice is a seeded permutation of the split, cut off after n: it does not depend on
+the model, the recipe's seed or the resolution, so that results of different models are measured on the same images, and
+the first 100 of 1,000 are the 100.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from components.data.beton_reader import BetonFile
 from components.data.crop import CenterCrop
 from components.data.loader import open_loader
 from components.data.manifest import DataManifest
@@ -34,6 +36,9 @@ class ImageSet:
         pixels: resolution -> (n, R, R, 3) uint8.
         digest: sha256 over the split's file and the indices: equal digests, equal images.
         jpeg_decoder: the decoder of the pixels (`Loader.jpeg_decoder`).
+        title: what rows of results call the set, e.g. `RobustBench`.
+        short_sides: (n,) int64, shorter side of each image as it is stored, in px.
+        crop_ratio: of the resolution and the side that images are resized to before their centre is cut out.
     """
 
     indices: npt.NDArray[np.int64]
@@ -41,6 +46,25 @@ class ImageSet:
     pixels: dict[int, npt.NDArray[np.uint8]]
     digest: str
     jpeg_decoder: str
+    title: str
+    short_sides: npt.NDArray[np.int64]
+    crop_ratio: float
+
+    @property
+    def stored_side(self) -> int:
+        """The median of the stored shorter sides, in px."""
+        return int(np.median(self.short_sides))
+
+    def resolution_note(self, resolution: int) -> str:
+        """A sentence if more than half of the images are enlarged for this resolution; otherwise empty."""
+        needed = math.floor(resolution / self.crop_ratio)
+        enlarged = int((self.short_sides < needed).sum())
+        if 2 * enlarged <= self.n:
+            return ""
+        return (
+            f"{enlarged} of the {self.n} images are enlarged for {resolution} px: their shorter side would have to be "
+            f"{needed} px, and is stored with {self.stored_side} px (median)"
+        )
 
     @property
     def n(self) -> int:
@@ -71,26 +95,37 @@ def load(
     split: str,
     objects: ObjectStore,
     *,
-    n: int,
-    seed: int,
+    indices: npt.NDArray[np.int64],
+    title: str,
     resolutions: tuple[int, ...],
     crop_ratio: float,
 ) -> ImageSet:
     """Decodes the chosen images at every resolution.
 
     Args:
+        indices: rows of the split.
+        title: what rows of results call the set.
         crop_ratio: the shorter side is resized to floor(R / crop_ratio), bicubic, then the middle R x R is cut out.
 
     Raises:
         UserError: no such split, or a damaged file.
     """
     described = manifest.split(split)
-    indices = choose(described.num_images, n, seed)
     pixels: dict[int, npt.NDArray[np.uint8]] = {}
     labels, jpeg_decoder = np.empty(0, np.int64), "none"
     for resolution in resolutions:
         pixels[resolution], labels, jpeg_decoder = _read(manifest, split, objects, indices, resolution, crop_ratio)
-    return ImageSet(indices, labels, pixels, image_set_digest(described.sha256, indices), jpeg_decoder)
+    stored = BetonFile(objects.get(described.object_ref))
+    return ImageSet(
+        indices=indices,
+        labels=labels,
+        pixels=pixels,
+        digest=image_set_digest(described.sha256, indices),
+        jpeg_decoder=jpeg_decoder,
+        title=title,
+        short_sides=np.minimum(stored.heights, stored.widths)[indices],
+        crop_ratio=crop_ratio,
+    )
 
 
 def _read(

@@ -60,7 +60,7 @@ class Subject:
     classes: tuple[str, ...]
     run_id: str = ""
 
-    def columns(self, resolution: int) -> dict[str, Any]:
+    def columns(self, resolution: int, image_set: str) -> dict[str, Any]:
         """The first fields of every row of this model."""
         return {
             "kind": self.kind,
@@ -69,6 +69,7 @@ class Subject:
             "stem": self.card.stem,
             "dataset": self.dataset,
             "resolution": resolution,
+            "image_set": image_set,
         }
 
 
@@ -76,7 +77,7 @@ def result_row(subject: Subject, outcome: Outcome, config: EvaluateConfig, image
     """One result: accuracies as fractions, the interval of the robust accuracy, further conditions in `details`."""
     robust, correct, threat = int(outcome.robust.sum()), int(outcome.correct.sum()), outcome.threat
     return ResultRow(
-        **subject.columns(outcome.resolution),
+        **subject.columns(outcome.resolution, images.title),
         norm=threat.norm,
         eps=threat.eps,
         attack=ATTACKS[threat.attack].title,
@@ -84,6 +85,7 @@ def result_row(subject: Subject, outcome: Outcome, config: EvaluateConfig, image
         clean_accuracy=correct / outcome.n,
         robust_accuracy=robust / outcome.n,
         interval=wilson(robust, outcome.n),
+        stored_side=images.stored_side,
         details=_details(subject, outcome, config, images),
     )
 
@@ -107,32 +109,36 @@ def _details(subject: Subject, outcome: Outcome, config: EvaluateConfig, images:
         unverified=outcome.unverified,
         narrow_margins=outcome.narrow,
         largest_distance=float(outcome.distance.max()),
+        resolution_note=images.resolution_note(outcome.resolution),
         warnings=tuple(outcome.warnings),
     )
 
 
-def worst_case_rows(subject: Subject, outcomes: Sequence[Outcome]) -> list[WorstCaseRow]:
+def worst_case_rows(subject: Subject, outcomes: Sequence[Outcome], image_set: str) -> list[WorstCaseRow]:
     """Worst case over the norms, image by image, for each resolution that has threats in several norms.
 
     One radius a norm: the first one given for it, so that models evaluated at further radii too are judged by the same
     threats. Of several attacks at that radius the strongest counts. Where threats have different numbers of images, the
     images common to all are taken (the first ones).
+
+    Args:
+        image_set: what the rows call the images.
     """
     rows = []
     for resolution in dict.fromkeys(outcome.resolution for outcome in outcomes):
         chosen = _one_per_norm([outcome for outcome in outcomes if outcome.resolution == resolution])
         if len(chosen) > 1:
-            rows.append(_worst_case(subject, resolution, chosen))
+            rows.append(_worst_case(subject, resolution, chosen, image_set))
     return rows
 
 
-def _worst_case(subject: Subject, resolution: int, outcomes: Sequence[Outcome]) -> WorstCaseRow:
+def _worst_case(subject: Subject, resolution: int, outcomes: Sequence[Outcome], image_set: str) -> WorstCaseRow:
     n = min(outcome.n for outcome in outcomes)
     robust = int(np.logical_and.reduce([outcome.robust[:n] for outcome in outcomes]).sum())
     correct = np.logical_and.reduce([outcome.correct[:n] for outcome in outcomes])
     threats = [RowThreat(norm=o.threat.norm, eps=o.threat.eps, attack=ATTACKS[o.threat.attack].title) for o in outcomes]
     return WorstCaseRow(
-        **subject.columns(resolution),
+        **subject.columns(resolution, image_set),
         norms=tuple(dict.fromkeys(threat.norm for threat in threats)),
         threats=tuple(threats),
         attack=" / ".join(dict.fromkeys(threat.attack for threat in threats)),
@@ -168,7 +174,8 @@ def conditions(
         batch_size=config.batch_size,
         split=config.split,
         n=images.n,
-        images=f"{images.n} of the split {config.split}, drawn with seed {config.seed}",
+        images=f"{images.n} of the split {config.split}: {images.title}",
+        stored_side=images.stored_side,
         images_digest=images.digest,
         resolutions=tuple(resolutions),
         crop_ratio=subject.card.crop_ratio,

@@ -12,12 +12,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.data.manifest import DataManifest, read_manifest
+import numpy as np
+import numpy.typing as npt
+
+from components.data.manifest import VAL_NAMES, DataManifest, read_manifest
 from components.errors import UserError
 from components.evaluate import images, results, spectra, work_units
 from components.evaluate.attack import attack_module
 from components.evaluate.config import EvaluateConfig, SweepConfig
 from components.evaluate.executor import UnitExecutor, open_executor
+from components.evaluate.image_list import image_list
 from components.evaluate.images import ImageSet
 from components.evaluate.outcomes import Outcome, implied_outcomes, join_units
 from components.evaluate.results import Subject
@@ -74,19 +78,20 @@ def _evaluate(job: StageJob, config: EvaluateConfig, sides: tuple[int, ...], exe
     manifest = read_manifest(job.inputs["data"].path("manifest.json"))
     subject = _subject(job, manifest)
     job.run.progress(phase="reading images", done=0, total=config.num_images)
+    indices, title = _choice(job, config, manifest)
     chosen = images.load(
         manifest,
         config.split,
         job.objects,
-        n=config.num_images,
-        seed=config.seed,
+        indices=indices,
+        title=title,
         resolutions=sides,
         crop_ratio=subject.card.crop_ratio,
     )
     outcomes = _attack(job, config, subject, chosen, sides, executor)
     document = EvaluationResults(
         rows=tuple(results.result_row(subject, o, config, chosen) for o in [*outcomes, *implied_outcomes(outcomes)]),
-        union=tuple(results.worst_case_rows(subject, outcomes)),
+        union=tuple(results.worst_case_rows(subject, outcomes, chosen.title)),
         conditions=results.conditions(subject, config, chosen, sides, executor.device),
     )
     _save(job, "results.json", RESULTS, document.model_dump(mode="json"))
@@ -99,6 +104,16 @@ def _evaluate(job: StageJob, config: EvaluateConfig, sides: tuple[int, ...], exe
         _save(job, "spectra.json", SPECTRA, spectra.measure(job.inputs["model"].path("model"), chosen, config))
     job.run.log_metrics(_metrics(outcomes))
     return _summary(document, round(time.monotonic() - start, 1))
+
+
+def _choice(job: StageJob, config: EvaluateConfig, manifest: DataManifest) -> tuple[npt.NDArray[np.int64], str]:
+    """Returns the rows of the split to evaluate on, and what rows of results call them."""
+    listed = image_list(config)
+    if listed is None:
+        total = manifest.split(config.split).num_images
+        return images.choose(total, config.num_images, config.seed), f"drawn with seed {config.seed}"
+    known = json.loads(job.inputs["data"].path(VAL_NAMES).read_text(encoding="utf-8"))
+    return np.array(listed.rows(known, config.num_images), np.int64), listed.title
 
 
 def _attack(
@@ -124,6 +139,7 @@ def _attack(
         {
             "images_digest": chosen.digest,
             "images": chosen.n,
+            "image_set": chosen.title,
             "device": executor.device,
             "jpeg_decoder": chosen.jpeg_decoder,
         }

@@ -12,7 +12,7 @@ from components.models.build import build_model, forward_macs, tag_classes, tag_
 from components.models.convstem import find_stem, replace_stem, stem_prefix
 from components.models.families import FAMILIES, IMAGENET1K_TAGS, IMAGENET_NORMALIZE, check_imagenet1k_tag, find_family
 from components.models.normalize import NormalizedModel, network
-from components.models.published import load_published
+from components.models.published import choose_normalizer, load_published
 from components.models.resolution import set_resolution
 from components.models.transplant import transplant
 from components.models.weights import ModelCard, load_model, read_card, save_model
@@ -29,6 +29,7 @@ __all__ = [
     "NormalizedModel",
     "build_model",
     "check_imagenet1k_tag",
+    "choose_normalizer",
     "find_family",
     "find_stem",
     "forward_macs",

@@ -6,7 +6,8 @@ and timm use (`stem.stem.0.weight`, `patch_embed.proj.stem.0.weight`, `stages.0.
 the isotropic ConvNeXt has the names of Meta's original code.
 
 Whether a model expects normalised images is what its users get wrong most often. It is read from the file and compared
-with what is known of the published files. A file is read with `weights_only=True`: no code in it is executed.
+with what is known of the published files, and `choose_normalizer` compares it with a recipe. A file is read with
+`weights_only=True`: no code in it is executed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, NamedTuple, cast
 from zipfile import BadZipFile
 
 import torch
@@ -29,6 +30,10 @@ from components.models.weights import ModelCard, model_from_state, read_safetens
 
 WRAPPERS = ("module.", "base_model.")
 """Prefixes that wrappers add to every name, outermost first."""
+
+STATE_KEYS = ("state_dict_ema", "model_ema", "model_state_dict", "state_dict", "model")
+"""Keys under which checkpoints keep a state dict. Of several the first in this order is taken: the average (EMA) is
+what the authors evaluated. The released code saves `model_state_dict` and `state_dict_ema`, Meta saves `model`."""
 
 META_NAMES = (
     (re.compile(r"^(blocks\.\d+)\.dwconv\."), r"\1.conv_dw."),
@@ -61,23 +66,56 @@ PUBLISHED: dict[str, PublishedFile] = {
 """Published files by name without suffix. ConvNeXt-L-CvSt has no normaliser either; its file name is unknown."""
 
 
+class StoredState(NamedTuple):
+    """The state dict of a file.
+
+    Attributes:
+        tensors: by name, as in the file.
+        key: the key in the file that holds it; empty if the file is a flat state dict.
+        keys: all keys that hold a state dict, in the order of `STATE_KEYS`.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    key: str = ""
+    keys: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Which state dict was taken: `, state_dict_ema (of state_dict_ema, model_state_dict)`; empty if it is flat."""
+        if not self.key:
+            return ""
+        return f", {self.key}" + (f" (of {', '.join(self.keys)})" if len(self.keys) > 1 else "")
+
+
 def load_published(
-    path: Path, *, name: str | None = None, stem: Stem | None = None, sha256: str | None = None
+    path: Path,
+    *,
+    name: str | None = None,
+    stem: Stem | None = None,
+    sha256: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, ModelCard]:
     """Loads a published checkpoint as a model in eval mode on the CPU, for pixels in [0, 1], with its card.
+
+    The card's `normalize` is the normaliser inside the file, None if the file holds none. `details` holds the file's
+    sha256, `state` and `states` (which state dict was taken, and which the file holds), and `raw`: whether the file is
+    known to be for raw pixels, because of its name or because it is in the layout that keeps a normaliser inside.
 
     Args:
         path: a `.pt` or `.safetensors` file.
         name, stem: the network; None if the file's name is one of `PUBLISHED`.
         sha256: the file's expected digest; not checked if None.
+        kwargs: further options of the network.
 
     Raises:
-        UserError: an unknown file without name and stem, another digest, a file that is not plain weights, names or
-            shapes that do not fit (the first few are named), or a normaliser that is unexpectedly there or missing.
+        UserError: an unknown file without name and stem, a published file of another network, another digest, a file
+            that is not plain weights, names or shapes that do not fit (the first few are named), or a normaliser that
+            is unexpectedly there or missing.
     """
     known = _identify(path, name, stem)
     digest = _checked_digest(path, sha256)
-    state, normalize = split_normalizer(read_state(path), where=str(path))
+    stored = read_state(path)
+    state, normalize = split_normalizer(stored.tensors, where=str(path))
     if known.normalized is not None and known.normalized != (normalize is not None):
         raise UserError(
             f"the published file of this name holds {'a' if known.normalized else 'no'} normaliser, this one does"
@@ -91,20 +129,51 @@ def load_published(
         num_classes=_classes(state),
         resolution=find_family(known.name).resolution,
         normalize=normalize,
-        source=f"published file {path.name}",
-        details={"sha256": digest},
+        kwargs=dict(kwargs or {}),
+        source=f"published file {path.name}{stored.title}",
+        details={
+            "sha256": digest,
+            "state": stored.key,
+            "states": list(stored.keys),
+            "raw": normalize is None and (known.normalized is False or _is_wrapped(stored.tensors)),
+        },
     )
     return model_from_state(card, state, where=str(path)), card
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Reads the tensors of a `.safetensors` file, or of a torch file with a flat state dict, alone or as "state_dict".
+def choose_normalizer(card: ModelCard, wanted: Normalize | None, *, where: str) -> Normalize | None:
+    """Returns the normaliser of a network whose weights come from a file or a model folder.
+
+    Args:
+        card: of `load_published` or `load_model`.
+        wanted: the recipe's normaliser; None: the one inside the file.
+        where: the file, for the message.
+
+    Raises:
+        UserError: the recipe names another normaliser than the one inside, or names one although the model is known to
+            be for raw pixels. Other files without a normaliser (clean weights of timm or Meta) take the recipe's.
+    """
+    if wanted is None or (card.normalize is None and not card.details.get("raw")):
+        return wanted or card.normalize
+    if card.normalize is not None and torch.allclose(torch.tensor(card.normalize), torch.tensor(wanted), rtol=1e-6):
+        return card.normalize
+    inside = f"holds the normaliser {_text(card.normalize)}" if card.normalize else "is for raw pixels in [0, 1]"
+    raise UserError(
+        f"the model in {where} {inside}, and the recipe names another one",
+        where="model.normalize",
+        value=_text(wanted),
+        remedy="leave model.normalize out: the model's own normaliser is then used",
+    )
+
+
+def read_state(path: Path) -> StoredState:
+    """Reads the tensors of a `.safetensors` file, or of a torch file: a flat state dict, or one under `STATE_KEYS`.
 
     Raises:
         UserError: there is no such file, it is damaged, or it holds something else than tensors.
     """
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return StoredState(read_safetensors(path))
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, BadZipFile, pickle.UnpicklingError) as error:
@@ -114,12 +183,22 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             where=str(path),
             remedy="download it again; a file that needs more than plain tensors is not opened",
         ) from error
-    state = document.get("state_dict", document) if isinstance(document, Mapping) else None
-    if not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if _is_state(document):
+        return StoredState(dict(document))
+    entries = document if isinstance(document, Mapping) else {}
+    keys = tuple(key for key in STATE_KEYS if _is_state(entries.get(key)))
+    if not keys:
+        held = f"; it holds {', '.join(map(str, list(entries)[:5]))}" if entries else ""
         raise UserError(
-            "this file does not hold a state dict", where=str(path), remedy="give a file of names and tensors alone"
+            f"this file does not hold a state dict{held}",
+            where=str(path),
+            remedy=f"give a file of names and tensors alone, or one that has them under {', '.join(STATE_KEYS)}",
         )
-    return dict(state)
+    return StoredState(dict(entries[keys[0]]), keys[0], keys)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(t, torch.Tensor) for t in value.values())
 
 
 def split_normalizer(
@@ -130,9 +209,8 @@ def split_normalizer(
     Raises:
         UserError: a normaliser without mean or std, or one beside names that do not start with `model.`.
     """
-    for prefix in WRAPPERS:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    while prefix := _common_wrapper(state):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     constants = {name: tensor for name, tensor in state.items() if name.startswith("normalize.")}
     body = {name: tensor for name, tensor in state.items() if name not in constants}
     normalize = None
@@ -149,11 +227,29 @@ def split_normalizer(
     return {_our_name(name): tensor for name, tensor in floats.items()}, normalize
 
 
+def _common_wrapper(state: Mapping[str, torch.Tensor]) -> str:
+    return next((prefix for prefix in WRAPPERS if all(name.startswith(prefix) for name in state)), "")
+
+
+def _is_wrapped(state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a state dict is in the authors' layout, which has the normaliser, if there is one, beside the network."""
+    return all("base_model." in name for name in state)
+
+
 def _identify(path: Path, name: str | None, stem: Stem | None) -> PublishedFile:
+    known = PUBLISHED.get(path.stem)
     if name is not None and stem is not None:
-        return PublishedFile(find_family(name).name, stem, normalized=None)
-    if path.stem in PUBLISHED:
-        return PUBLISHED[path.stem]
+        wanted = PublishedFile(find_family(name).name, stem, normalized=None)
+        if known is not None and (known.name, known.stem) != (wanted.name, wanted.stem):
+            raise UserError(
+                f"the published file of this name holds {known.name} with stem {known.stem}",
+                where=str(path),
+                value=f"{wanted.name} with stem {wanted.stem}",
+                remedy="correct model.name and model.stem, or rename the file if it is another one",
+            )
+        return known or wanted
+    if known is not None:
+        return known
     raise UserError(
         "the network in this file is unknown",
         where=str(path),
@@ -175,6 +271,10 @@ def _checked_digest(path: Path, expected: str | None) -> str:
 def _constants(constants: Mapping[str, torch.Tensor]) -> Normalize:
     # Stored with shape (3,) or (1, 3, 1, 1); float32 values keep all their bits as Python floats.
     return cast(Normalize, tuple(tuple(constants[f"normalize.{k}"].flatten().tolist()) for k in ("mean", "std")))
+
+
+def _text(normalize: Normalize) -> str:
+    return ", ".join("[" + ", ".join(f"{value:.6g}" for value in values) + "]" for values in normalize)
 
 
 def _classes(state: Mapping[str, torch.Tensor]) -> int:

@@ -23,7 +23,7 @@ def terminal_table(rows: Sequence[ResultRow]) -> Table:
             head = Text(stage, style="bold") if i == 0 else Text(row.model_title if i == 1 else "", style="dim")
             if len(some) == 1:
                 head.append(f"\n{row.model_title}", style="dim not bold")
-            cells = [_data(row), row.threat, row.attack, *_figures(row)]
+            cells = [row.data_title, row.threat, row.attack, *_figures(row)]
             table.add_row(head, *(Text(cell) for cell in cells), end_section=i == len(some) - 1)
     return table
 
@@ -37,7 +37,7 @@ def terminal_worst_cases(rows: Sequence[WorstCaseRow]) -> Table | None:
     table = _table(("worst case of", "data", "over", "attack"))
     for row in rows:
         over = ", ".join(threat.threat for threat in row.threats)
-        table.add_row(*(Text(cell) for cell in (row.stage, _data(row), over, row.attack, *_figures(row))))
+        table.add_row(*(Text(cell) for cell in (row.stage, row.data_title, over, row.attack, *_figures(row))))
     return table
 
 
@@ -55,10 +55,6 @@ def _table(titles: Sequence[str], first: str = "") -> Table:
     return table
 
 
-def _data(row: ResultRow | WorstCaseRow) -> str:
-    return f"{row.dataset} {row.resolution}"
-
-
 def _figures(row: ResultRow | WorstCaseRow) -> list[str]:
     shares = [percent(value).removesuffix("%").rstrip() for value in (row.clean_accuracy, row.robust_accuracy)]
     return [count(row.n), *shares, interval(*row.interval)]
@@ -74,11 +70,9 @@ def terminal_conditions(rows: Sequence[ResultRow]) -> list[str]:
         _distinct(one.precision for one in details),
     )
     batches, splits = _distinct(one.batch_size for one in details), _distinct(one.split for one in details)
-    seeds = _distinct(one.seed for one in details)
-    lines = [
-        f"Attacks: {libraries}, {precisions}, batches of {batches}.",
-        f"Images: of the split {splits}, drawn with seed {seeds}: {_images(rows)}.",
-    ]
+    lines = [f"Attacks: {libraries}, {precisions}, batches of {batches}."]
+    for title, some in grouped(rows, lambda row: row.image_set).items():
+        lines.append(f"Images: of the split {splits}, {title or NOT_RECORDED}: {_images(some)}.")
     notes = [(note, f"{row.stage}, {row.threat}") for row in rows for note in row.details.notes]
     groups = grouped(notes, lambda pair: pair[0]).items()
     return lines + [f"{note[:1].upper()}{note[1:]} ({'; '.join(where for _, where in some)})." for note, some in groups]

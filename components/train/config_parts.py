@@ -33,7 +33,7 @@ class ModelConfig(Part):
     normalize: Literal["tag"] | tuple[tuple[float, float, float], tuple[float, float, float]] | None = Field(
         default=None,
         description="mean and standard deviation of a first layer, in [0, 1] units; tag: those that timm names for the "
-        "first weights' tag; none: raw pixels (code)",
+        "first weights' tag; none: that of the file if the first weights are from one, else raw pixels (code)",
     )
     kwargs: dict[str, Any] = Field(default={}, description="further arguments of timm.create_model")
 
@@ -263,7 +263,7 @@ def check_first_weights(
             "only weights of a timm tag name their normaliser",
             where="model.normalize",
             value="tag",
-            remedy="give mean and deviation, leave it out for raw pixels, or set init: timm:<tag>",
+            remedy="give mean and deviation, leave it out for raw pixels or a file's own, or set init: timm:<tag>",
         )
     if pretrained_data == "imagenet-1k":
         _check_tag(init or "")

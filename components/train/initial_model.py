@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from components.models import (
     ModelCard,
     build_model,
     check_imagenet1k_tag,
+    choose_normalizer,
     find_family,
     load_model,
     load_published,
@@ -30,6 +32,12 @@ from components.train.workers import check_dropout
 if TYPE_CHECKING:
     from components.data.manifest import DataManifest
     from components.store.execute import StageJob
+
+
+logger = logging.getLogger(__name__)
+
+_FILE_DETAILS = ("sha256", "state", "states")
+"""Details of a file that stay on the card of the model that began with it."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,8 @@ def initial_model(job: StageJob, config: TrainConfig, data: DataManifest, seed: 
     assert config.model is not None, "validated with the configuration"
     wanted = _wanted(config, None)
     if init.startswith("file:"):
-        source, card = _load_file(Path(init.removeprefix("file:")).expanduser(), wanted)
-        return _from_source(source, card, wanted, config, data)
+        source, card = _load_file(Path(init.removeprefix("file:")).expanduser(), config.model)
+        return _from_source(source, card, _with_what_the_file_holds(wanted, card, init, config), config, data)
     tag = init.removeprefix("timm:") if init.startswith("timm:") else None
     if tag is not None and config.pretrained_data == "imagenet-1k":
         check_imagenet1k_tag(tag)
@@ -80,7 +88,27 @@ def _wanted(config: TrainConfig, parent: ModelCard | None) -> ModelConfig:
 def _load_file(path: Path, wanted: ModelConfig) -> tuple[nn.Module, ModelCard]:
     if not path.exists():
         raise UserError("this file does not exist", where="init", value=str(path), remedy="check the path")
-    return load_model(path) if path.is_dir() else load_published(path, name=wanted.name, stem=wanted.stem)
+    if path.is_dir():
+        source, card = load_model(path)
+        return source, replace(card, details={"raw": card.normalize is None})
+    return load_published(path, name=wanted.name, stem=wanted.stem, kwargs=wanted.kwargs)
+
+
+def _with_what_the_file_holds(wanted: ModelConfig, card: ModelCard, init: str, config: TrainConfig) -> ModelConfig:
+    """Returns the recipe's network with the normaliser and the options that belong to the loaded weights.
+
+    A convstem stage that replaces the file's stem may set another normaliser: its stem is trained anew.
+
+    Raises:
+        UserError: the recipe names another normaliser than the one that the weights belong to.
+    """
+    normalize = wanted.normalize
+    assert normalize != "tag", "validated with the configuration"
+    if normalize is None or not (isinstance(config, ConvStemConfig) and card.stem != wanted.stem):
+        normalize = choose_normalizer(card, normalize, where=init)
+    inside = "no normaliser" if card.normalize is None else "its normaliser"
+    logger.info("first weights: %s, with %s", card.source or init, inside)
+    return wanted.model_copy(update={"normalize": normalize, "kwargs": wanted.kwargs or card.kwargs})
 
 
 def _card(wanted: ModelConfig, config: TrainConfig, data: DataManifest, tag: str | None, source: str) -> ModelCard:
@@ -126,7 +154,8 @@ def _from_source(
     card = _card(wanted, config, data, None, source=parent.source)
     model = _build(card, config)
     fresh = tuple(transplant(source.state_dict(), model))
-    return InitialModel(model, replace(card, details={"fresh": list(fresh)}), fresh)
+    kept = {} if config.init_stage else {k: v for k, v in parent.details.items() if k in _FILE_DETAILS}
+    return InitialModel(model, replace(card, details={"fresh": list(fresh), **kept}), fresh)
 
 
 def _check_head(parent: ModelCard, config: TrainConfig, data: DataManifest) -> None:

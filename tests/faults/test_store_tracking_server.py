@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from components.errors import UserError
-from components.store import tracking
+from components.store import tracking_server
 from components.store.locks import file_lock
 from components.store.settings import StorageSettings
 from components.store.tracking import Tracking
@@ -17,8 +17,8 @@ from pipeline.doctor import examine
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(tracking, "_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(tracking, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(tracking_server, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(tracking_server, "_ANSWER_SECONDS", 0.5)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
 
 

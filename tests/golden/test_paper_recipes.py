@@ -14,10 +14,12 @@ from pipeline.recipe import load, names
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
+META_ISO = "file:./convnext_iso_small_1k_224_ema.pth"
+
 MODELS: dict[str, tuple[str, str, int, int, Any, Any]] = {
-    # recipe: network, timm weights, epochs and warm-up of adversarial training, normaliser of PatchStem and of ConvStem
-    "convnext-iso": ("convnext_iso", "", 300, 20, IMAGENET, None),
-    "convnext-iso-cvst": ("convnext_iso", "", 300, 20, IMAGENET, IMAGENET),
+    # recipe: network, timm or Meta's weights, epochs and warm-up of adversarial training, normaliser of PatchStem and of ConvStem
+    "convnext-iso": ("convnext_iso", META_ISO, 300, 20, IMAGENET, None),
+    "convnext-iso-cvst": ("convnext_iso", META_ISO, 300, 20, IMAGENET, IMAGENET),
     "convnext-tiny": ("convnext_tiny", "convnext_tiny.fb_in1k", 300, 20, IMAGENET, None),
     "convnext-tiny-cvst": ("convnext_tiny", "convnext_tiny.fb_in1k", 300, 20, IMAGENET, None),
     "convnext-small": ("convnext_small", "convnext_small.fb_in1k", 50, 10, IMAGENET, None),
@@ -78,15 +80,12 @@ def test_the_table_holds_all_recipes_of_the_paper() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_clean_weights(name: str) -> None:
-    network, tag, epochs, warmup, patch, conv = MODELS[name]
+    network, weights, _, _, patch, conv = MODELS[name]
     stages = load(name).stages
     clean = stages["pretrain"].config
     assert (clean.model.name, clean.model.stem, clean.model.normalize) == (network, "patch", patch)
-    if tag:
-        assert (clean.init, clean.pretrained_data, clean.epochs) == (f"timm:{tag}", "imagenet-1k", 0)
-    else:
-        assert (clean.init, clean.epochs, clean.warmup_epochs) == ("random", epochs, warmup)
-        assert fields(clean, OPTIMISER | HEAVY) == OPTIMISER | HEAVY
+    init = weights if weights == META_ISO else f"timm:{weights}"
+    assert (clean.init, clean.pretrained_data, clean.epochs) == (init, "imagenet-1k", 0)
     assert ("convstem" in stages) == name.endswith("-cvst")
     if "convstem" in stages:
         tuned = stages["convstem"].config
@@ -121,17 +120,22 @@ def test_evaluation(name: str) -> None:
     for key, (model, threats) in EVALUATIONS.items():
         config = stages[key].config
         assert (config.model, config.num_images, config.split, config.resolution) == (model, 5000, "val", None)
+        assert (config.data, config.images) == ("originals", "robustbench")
         assert [(one.norm, one.eps) for one in config.threats] == [pytest.approx(one) for one in threats]
         assert {(one.attack, one.num_images) for one in config.threats} == {("autoattack", None)}
     sweep = stages["sweep"].config
+    assert (sweep.data, sweep.images) == ("originals", "robustbench")
     transformer = MODELS[name][0].startswith(("vit", "convnext_iso"))
     assert sweep.resolutions == ((224, 256, 288) if transformer else (224, 256, 288, 320))
     assert [(one.norm, one.eps, one.attack) for one in sweep.threats] == [("Linf", 4 / 255, "apgd-ce+apgd-t")]
     encode = stages["imagenet"].config
     assert (encode.max_short_side, encode.mode, encode.quality) == (256, "jpg", 90)
+    originals = stages["originals"].config
+    assert (originals.source, originals.keep_jpeg, originals.max_val_images) == (encode.source, True, None)
+    assert originals.max_short_side == 4096, "no validation image of ImageNet is shrunk"
 
 
-@pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row[1]])
+@pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row[1] != META_ISO])
 def test_normalisers_are_those_of_timms_tags(name: str) -> None:
     timm = pytest.importorskip("timm")
     pinned = timm.get_pretrained_cfg(MODELS[name][1])

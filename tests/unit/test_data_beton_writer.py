@@ -69,6 +69,12 @@ def test_the_shorter_side_is_shrunk_and_never_enlarged() -> None:
     ]
 
 
+def test_the_longer_side_is_rounded_down_as_torchvision_does() -> None:
+    """torchvision 0.29: `int(size * long / short)`; 256 * 562 / 375 is 383.66."""
+    for height, width, expected in ((375, 562, (256, 383)), (562, 375, (383, 256)), (500, 333, (384, 256))):
+        assert shrink(np.zeros((height, width, 3), np.uint8), 256).shape[:2] == expected
+
+
 def test_pages_are_packed_and_images_do_not_straddle_them(tmp_path: Path) -> None:
     pixels = np.arange(700 * 700 * 3, dtype=np.uint32).astype(np.uint8).reshape(700, 700, 3)  # 1.47 MB of a 2 MiB page
     small = np.full((10, 10, 3), 9, np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,7 +92,12 @@ def test_a_folder_becomes_a_manifest_and_two_files(images: Path, tmp_path: Path)
     assert "6 of 30 train images were held out" in result["notes"][0]
     assert work.run.messages == result["notes"]
     manifest = read_manifest(tmp_path / "work" / "manifest.json")
-    assert work.run.saved == {"manifest.json": (tmp_path / "work" / "manifest.json").read_text()}
+    assert set(work.run.saved) == {"manifest.json", "val-names.json"}
+    assert work.run.saved["manifest.json"] == (tmp_path / "work" / "manifest.json").read_text()
+    names = json.loads(work.run.saved["val-names.json"])
+    assert [name.split("/")[0] for name in names] == ["cat"] * 3 + ["dog"] * 3
+    assert names == sorted(names)
+    assert all((images / "train" / name).is_file() for name in names)
     assert manifest.classes == ("cat", "dog")
     assert {name: split.num_images for name, split in manifest.splits.items()} == {"train": 24, "val": 6}
     train, val = (BetonFile(work.objects.get(manifest.splits[name].object_ref)) for name in ("train", "val"))

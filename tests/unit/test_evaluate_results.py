@@ -9,6 +9,8 @@ from components.evaluate.config import Threat
 from components.evaluate.results import Subject, worst_case_rows
 from components.models.weights import ModelCard
 
+IMAGES = "drawn with seed 0"
+
 
 def outcome(norm, eps, pattern, attack="apgd-ce"):
     robust = np.array([letter == "1" for letter in pattern])
@@ -29,24 +31,24 @@ def subject():
 
 def test_a_second_radius_does_not_enter_the_worst_case(subject):
     plain = [outcome("Linf", 0.15, "11110"), outcome("L2", 2.0, "11011")]
-    (alone,) = worst_case_rows(subject, plain)
-    (more,) = worst_case_rows(subject, [plain[0], outcome("Linf", 0.22, "00000"), plain[1]])
+    (alone,) = worst_case_rows(subject, plain, IMAGES)
+    (more,) = worst_case_rows(subject, [plain[0], outcome("Linf", 0.22, "00000"), plain[1]], IMAGES)
     assert alone == more
     assert alone.robust_accuracy == 3 / 5
     assert [(t.norm, t.eps) for t in more.threats] == [("Linf", 0.15), ("L2", 2.0)]
 
 
 def test_two_radii_of_one_norm_alone_have_no_worst_case_over_norms(subject):
-    assert worst_case_rows(subject, [outcome("Linf", 0.1, "11"), outcome("Linf", 0.2, "10")]) == []
+    assert worst_case_rows(subject, [outcome("Linf", 0.1, "11"), outcome("Linf", 0.2, "10")], IMAGES) == []
 
 
 def test_of_two_attacks_at_one_radius_the_stronger_counts(subject):
     threats = [outcome("Linf", 0.1, "1111"), outcome("Linf", 0.1, "1100", "autoattack"), outcome("L2", 1.0, "1111")]
-    (row,) = worst_case_rows(subject, threats)
+    (row,) = worst_case_rows(subject, threats, IMAGES)
     assert (row.robust_accuracy, row.attack) == (0.5, "AutoAttack / APGD-CE")
 
 
 def test_the_worst_case_is_taken_image_by_image(subject):
-    (row,) = worst_case_rows(subject, [outcome("Linf", 0.1, "1100"), outcome("L2", 1.0, "1010")])
+    (row,) = worst_case_rows(subject, [outcome("Linf", 0.1, "1100"), outcome("L2", 1.0, "1010")], IMAGES)
     # Not the smaller of the two shares, which is 1/2.
     assert (row.robust_accuracy, row.n) == (0.25, 4)

@@ -1,5 +1,6 @@
 """The evaluate and sweep stages from encoded images to results, with real attacks of few iterations."""
 
+import hashlib
 import json
 
 import pytest
@@ -20,6 +21,7 @@ KEYS = [
     "stem",
     "dataset",
     "resolution",
+    "image_set",
     "norm",
     "eps",
     "attack",
@@ -27,6 +29,7 @@ KEYS = [
     "clean_accuracy",
     "robust_accuracy",
     "interval",
+    "stored_side",
 ]
 THREATS = [
     {"norm": "Linf", "eps": "20/255", "attack": "apgd-ce+apgd-t"},
@@ -171,6 +174,42 @@ def test_a_sweep_keeps_images_and_radii(run_stage, trained, digits):
     assert [group["resolution"] for group in groups] == [32, 48]
     assert [i["index"] for i in groups[0]["images"]] == [i["index"] for i in groups[1]["images"]]
     assert not stage.has("gallery")
+    assert [row["stored_side"] for row in found["rows"]] == [32, 32]
+    assert [row["details"]["resolution_note"] for row in found["rows"]] == [
+        "",
+        "5 of the 5 images are enlarged for 48 px: their shorter side would have to be 48 px, and is stored with 32 px "
+        "(median)",
+    ]
+
+
+QUICK = {"threats": [{"norm": "L2", "eps": 0.1, "attack": "apgd-ce"}], "num_images": 4, "gallery": 0}
+
+
+def test_a_list_chooses_the_images_and_is_named_in_every_row(run_stage, trained, digits, tmp_path):
+    names = json.loads(digits.path("val-names.json").read_text())
+    path = tmp_path / "mine.txt"
+    path.write_text("\n".join(names[k] for k in (30, 2, 17, 5, 11)))
+    listed = evaluated(run_stage, trained, digits, images=f"file:{path}", **QUICK)
+    drawn = evaluated(run_stage, trained, digits, **QUICK)
+    images = read(listed, "verdicts")["resolutions"][0]["images"]
+    assert [image["index"] for image in images] == [30, 2, 17, 5], "the first four, in the order of the list"
+    assert [image["label"] for image in images] == [int(names[k].split("/")[0]) for k in (30, 2, 17, 5)]
+    title = f"mine.txt ({hashlib.sha256(path.read_bytes()).hexdigest()[:8]})"
+    found = read(listed, "results")
+    assert [row["image_set"] for row in found["rows"]] == [title]
+    assert found["conditions"]["images"] == f"4 of the split val: {title}"
+    assert {row["image_set"] for row in read(drawn, "results")["rows"]} == {"drawn with seed 0"}
+    assert listed.fingerprint != drawn.fingerprint
+    path.write_text(path.read_text() + "\n")
+    again = evaluated(run_stage, trained, digits, images=f"file:{path}", **QUICK)
+    assert again.fingerprint != listed.fingerprint, "another list is another evaluation"
+
+
+def test_a_list_of_images_that_the_set_lacks_is_refused(run_stage, trained, digits, tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("0/absent.png\n")
+    with pytest.raises(UserError, match=r"mine.txt: 1 of the 1 images of the list are not in .*'0/absent.png'"):
+        evaluated(run_stage, trained, digits, images=f"file:{path}", **QUICK)
 
 
 @pytest.mark.parametrize(

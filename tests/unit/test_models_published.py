@@ -9,7 +9,7 @@ import torch
 
 from components.errors import UserError
 from components.models import IMAGENET_NORMALIZE, build_model, load_published, network
-from components.models.published import PUBLISHED
+from components.models.published import PUBLISHED, choose_normalizer
 from components.models.weights import sha256_file
 
 DRIFTED = (0.48495230078697205, 0.4560000002384186, 0.40598925948143005)
@@ -142,6 +142,102 @@ def test_a_normaliser_where_there_should_be_none_is_refused(tmp_path):
     path = _file(tmp_path / "vit_s_cvst_robust.pt", _model("convnext_micro", "conv"), "base_model.")
     with pytest.raises(UserError, match="holds a normaliser, this one does not"):
         load_published(path)
+
+
+def test_a_published_file_is_recognised_by_its_name_when_a_recipe_names_the_network_too(tmp_path):
+    options = {"name": "vit_small", "stem": "conv", "kwargs": {"depth": 1}}
+    model = _model("vit_small", "conv", depth=1)
+    path = _file(tmp_path / "vit_s_cvst_robust.pt", model, "base_model.")
+    with pytest.raises(UserError, match="holds a normaliser, this one does not"):
+        load_published(path, **options)
+    with pytest.raises(UserError, match="holds vit_small with stem conv"):
+        load_published(path, **{**options, "stem": "patch"})
+
+
+def test_options_of_the_network_reach_the_loader(tmp_path):
+    model = _model("convnext_iso", "conv", depth=2, dim=24)
+    path = _file(tmp_path / "mine.pt", model, "base_model.")
+    _, card = load_published(path, name="convnext_iso", stem="conv", kwargs={"depth": 2, "dim": 24})
+    assert card.kwargs == {"depth": 2, "dim": 24}
+    with pytest.raises(UserError, match="of another shape"):
+        load_published(path, name="convnext_iso", stem="conv")
+
+
+@pytest.mark.parametrize(
+    ("keys", "taken"),
+    [
+        (("state_dict",), "state_dict"),
+        (("model",), "model"),
+        (("model", "model_ema"), "model_ema"),
+        (("model_state_dict", "optimizer_state_dict", "epoch", "state_dict_ema"), "state_dict_ema"),
+    ],
+)
+def test_the_state_dict_of_a_checkpoint_is_found_and_the_average_is_taken(micro, keys, taken):
+    path = micro()
+    state = torch.load(path, weights_only=True)
+    other = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    document = {key: state if key == taken else other for key in keys}
+    document.update(
+        {key: value for key, value in (("epoch", 3), ("optimizer_state_dict", {"state": {}})) if key in keys}
+    )
+    torch.save(document, path)
+    back, card = _open(path)
+    assert torch.equal(back.state_dict()["head.fc.weight"], state["base_model.head.fc.weight"])
+    held = [key for key in keys if key not in ("epoch", "optimizer_state_dict")]
+    assert (card.details["state"], sorted(card.details["states"])) == (taken, sorted(held))
+    assert card.source == f"published file mine.pt, {taken}" + (
+        f" (of {', '.join(card.details['states'])})" if len(held) > 1 else ""
+    )
+
+
+def test_metas_isotropic_network_opens_with_the_recipes_normaliser(tmp_path):
+    """Meta's file: bare names of its original code under `model`, and no normaliser."""
+    model = _model("convnext_iso", "patch", depth=2, dim=24)
+    path = tmp_path / "convnext_iso_small_1k_224_ema.pth"
+    torch.save({"model": _meta_names(model.state_dict())}, path)
+    back, card = load_published(path, name="convnext_iso", stem="patch", kwargs={"depth": 2, "dim": 24})
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in back.state_dict().items())
+    assert choose_normalizer(card, IMAGENET_NORMALIZE, where=str(path)) == IMAGENET_NORMALIZE
+
+
+def test_the_average_of_a_wrapped_model_opens(micro):
+    """timm's ModelEmaV2 adds a `module.` before that of DistributedDataParallel."""
+    assert _open(micro(prefix="module.module.base_model."))[1].num_classes == 6
+
+
+def test_a_checkpoint_without_a_known_state_names_what_it_holds(micro):
+    path = micro()
+    torch.save({"weights": torch.load(path, weights_only=True), "epoch": 3}, path)
+    with pytest.raises(UserError, match=r"it holds weights, epoch.*state_dict_ema"):
+        _open(path)
+
+
+IMAGENET_TEXT = r"\[0.485, 0.456, 0.406\], \[0.229, 0.224, 0.225\]"
+
+
+def test_the_normaliser_inside_is_taken_and_another_one_is_refused(micro):
+    card = _open(micro(mean=DRIFTED))[1]
+    assert choose_normalizer(card, None, where="mine.pt") == card.normalize
+    assert choose_normalizer(card, (DRIFTED, IMAGENET_NORMALIZE[1]), where="mine.pt") == card.normalize
+    with pytest.raises(UserError, match=rf"mine\.pt holds the normaliser \[0.484952.*{IMAGENET_TEXT}.*leave model"):
+        choose_normalizer(card, IMAGENET_NORMALIZE, where="mine.pt")
+
+
+def test_a_normaliser_for_a_raw_model_is_refused(micro, tmp_path):
+    card = _open(micro())[1]
+    assert choose_normalizer(card, None, where="mine.pt") is None
+    with pytest.raises(UserError, match=rf"is for raw pixels .*{IMAGENET_TEXT}"):
+        choose_normalizer(card, IMAGENET_NORMALIZE, where="mine.pt")
+    bare = _file(tmp_path / "convnext_tiny_cvst_robust.pt", _model("convnext_tiny", "conv", depths=[1, 1, 1, 1]), "")
+    card = load_published(bare, name="convnext_tiny", stem="conv", kwargs={"depths": [1, 1, 1, 1]})[1]
+    with pytest.raises(UserError, match="is for raw pixels"):
+        choose_normalizer(card, IMAGENET_NORMALIZE, where="mine.pt")
+
+
+def test_clean_weights_without_a_normaliser_take_the_recipes(micro):
+    """Files of timm and Meta hold bare names and no normaliser, but were trained on normalised images."""
+    card = _open(micro(prefix=""))[1]
+    assert choose_normalizer(card, IMAGENET_NORMALIZE, where="mine.pt") == IMAGENET_NORMALIZE
 
 
 def test_an_unknown_file_needs_a_name(micro):

@@ -37,6 +37,7 @@ def test_plain_row_has_the_documented_fields_and_no_more():
         "stem",
         "dataset",
         "resolution",
+        "image_set",
         "norm",
         "eps",
         "attack",
@@ -44,6 +45,7 @@ def test_plain_row_has_the_documented_fields_and_no_more():
         "clean_accuracy",
         "robust_accuracy",
         "interval",
+        "stored_side",
     ]
 
 

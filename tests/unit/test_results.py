@@ -69,7 +69,8 @@ def test_rows_come_in_the_order_of_the_recipe(storage, tmp_path):
         ("adversarial", 0.1),
     ]
     assert [row.stage for row in found.worst_case] == ["b", "a"]
-    keys = "kind stage model stem dataset resolution norm eps attack n clean_accuracy robust_accuracy interval"
+    keys = "kind stage model stem dataset resolution image_set norm eps attack n"
+    keys += " clean_accuracy robust_accuracy interval stored_side"
     assert [list(plain) for plain in found.plain()] == [keys.split()] * 3
     assert (found.plain()[0]["stage"], found.plain()[0]["kind"]) == ("pretrain", "adversarial")
 

@@ -148,3 +148,80 @@ def test_the_best_of_no_validations_is_refused_when_none_can_be_held_out():
 def test_radii_of_other_norms_are_checked():
     with pytest.raises(ValidationError, match=r"validation.extra_norms.Linf.*got 4.0.*4/255"):
         PretrainConfig.model_validate({"data": "digits", "validation": {"extra_norms": {"Linf": 4}}})
+
+
+THEIRS = ((0.5, 0.25, 0.125), (0.25, 0.5, 0.125))
+OTHER = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.fixture(params=["folder", "published"])
+def normalised(parent, request):
+    """Where weights with a normaliser inside are, and the model that they belong to."""
+    import torch
+
+    from components.models import ModelCard, build_model, network, save_model
+
+    about = {"stem": "conv", "num_classes": 10, "resolution": 32, "normalize": THEIRS}
+    torch.manual_seed(5)
+    model = build_model("convnext_micro", **about, **NETWORK["kwargs"]).eval()
+    if request.param == "folder":
+        save_model(parent / "mine", model, ModelCard("convnext_micro", kwargs=NETWORK["kwargs"], **about))
+        return parent / "mine", model
+    state = {f"base_model.model.{name}": tensor for name, tensor in network(model).state_dict().items()}
+    for name, values in zip(("mean", "std"), THEIRS):
+        state[f"base_model.normalize.{name}"] = torch.tensor(values).view(1, 3, 1, 1)
+    torch.save(state, parent / "robust.pt")
+    return parent / "robust.pt", model
+
+
+@pytest.mark.parametrize("normalize", [None, THEIRS], ids=["left out", "the same"])
+def test_the_normaliser_inside_a_file_is_taken(parent, normalised, normalize):
+    import torch
+
+    path, model = normalised
+    network = {**NETWORK, "normalize": normalize}
+    first = _first(parent, PretrainConfig, init=f"file:{path}", classes=10, epochs=0, model=network)
+    assert first.card.normalize == THEIRS
+    assert first.fresh == ()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(first.model.eval()(images), model(images))
+
+
+def test_another_normaliser_than_the_files_is_refused(parent, normalised):
+    path, _ = normalised
+    network = {**NETWORK, "normalize": OTHER}
+    with pytest.raises(UserError) as caught:
+        _first(parent, PretrainConfig, init=f"file:{path}", classes=10, epochs=0, model=network)
+    for part in ("model.normalize", str(path), "[0.5, 0.25, 0.125]", "0.485", "leave model.normalize out"):
+        assert part in str(caught.value)
+
+
+def test_a_normaliser_for_a_model_folder_of_raw_pixels_is_refused(parent):
+    network = {**NETWORK, "normalize": OTHER}
+    with pytest.raises(UserError, match="is for raw pixels"):
+        _first(parent, PretrainConfig, init=f"file:{parent / 'model'}", classes=10, epochs=0, model=network)
+
+
+def test_a_new_stem_after_a_stage_or_a_file_may_take_another_normaliser(parent):
+    import torch
+
+    from components.models import build_model, network
+    from components.train.config import ConvStemConfig
+
+    wanted = {**NETWORK, "stem": "patch", "normalize": OTHER}
+    assert _first(parent, ConvStemConfig, init="pretrain", classes=10, model=wanted).card.normalize == OTHER
+    patch = build_model("convnext_micro", stem="patch", num_classes=10, resolution=32, **NETWORK["kwargs"])
+    state = {f"base_model.model.{name}": tensor for name, tensor in network(patch).state_dict().items()}
+    state |= {f"base_model.normalize.{name}": torch.tensor(values) for name, values in zip(("mean", "std"), THEIRS)}
+    torch.save(state, parent / "clean.pt")
+    first = _first(parent, ConvStemConfig, init=f"file:{parent / 'clean.pt'}", classes=10, model=wanted)
+    assert (first.card.stem, first.card.normalize) == ("conv", OTHER)
+    assert all("stem" in name for name in first.fresh)
+
+
+def test_the_options_of_a_model_folder_are_taken_when_the_recipe_names_none(parent):
+    network = {key: value for key, value in NETWORK.items() if key != "kwargs"}
+    first = _first(parent, PretrainConfig, init=f"file:{parent / 'model'}", classes=10, epochs=0, model=network)
+    assert first.card.kwargs == NETWORK["kwargs"]
+    assert first.fresh == ()

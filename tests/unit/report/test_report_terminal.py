@@ -68,3 +68,20 @@ def test_the_conditions_that_the_table_has_no_room_for_are_below_it():
         "Targets capped at classes - 1 = 3: APGD-T 3 instead of 9 (b, L1 20).",
     ]
     assert terminal_conditions([]) == []
+
+
+def test_a_list_of_images_is_named_beside_its_figures_and_below_the_table():
+    drawn, listed = measured("a"), measured("b").model_copy(update={"image_set": "RobustBench"})
+    text = " ".join(" ".join(printed([drawn, listed])).split())
+    assert text.count("RobustBench") == 1
+    assert listed.data_title == "imagenet 224, RobustBench"
+    assert drawn.data_title == "imagenet 224"
+    assert terminal_conditions([drawn, listed])[1:] == [
+        "Images: of the split val, drawn with seed 0: abcdef01 (a).",
+        "Images: of the split val, RobustBench: abcdef01 (b).",
+    ]
+
+
+def test_enlarged_images_are_mentioned_below_the_table():
+    note = "5 of the 8 images are enlarged for 320 px"
+    assert terminal_conditions([measured("a", resolution_note=note)])[-1] == f"{note} (a, L1 20)."
