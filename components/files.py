@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +89,18 @@ def write_json(path: Path, value: Any, *, fsync: bool = True) -> Path:
     """
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
     return write_atomically(path, text, fsync=fsync)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder. It loses its name first: an interruption leaves no folder with some of its files.
+
+    A folder that does not exist, and files that cannot be removed, are ignored.
+    """
+    removed = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.replace(path, removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def fsync_path(path: Path) -> None:

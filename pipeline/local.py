@@ -322,11 +322,15 @@ def reports(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Importing MLflow makes a million objects that stay; looking through them again and again took 0.4 of 3.0 s."""
+    """Spares Python to look for garbage among the many objects that importing MLflow makes and that stay.
+
+    Measured: 0.4 s while importing and 0.7 s when the command ends, of 3.0 CPU seconds of a run that reuses everything.
+    """
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
 
 

@@ -5,7 +5,9 @@
 Stages are compared by name. Compared are the sha256 of all safetensors files (weights of the model, which are the EMA
 weights, and of checkpoints as far as they are kept: model, EMA and optimizer), of encoded data and of gallery images,
 the training history, the rows and conditions of results, the verdicts of all images, and the decisions of promotions.
-Times and run ids are left out. The exit status is 1 if anything is different or if nothing could be compared.
+Times and run ids are left out. Checkpoints are taken by the clock, so two runs keep those of different steps: they are
+compared if both homes have one of the same step. The exit status is 1 if anything is different or if nothing could be
+compared.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ RENAMED = {
 """Key in a home written before a rename -> key since then."""
 DOCUMENTS = {"history.json": None, "results/results.json": None, "results/verdicts.json": ("resolutions",)}
 """JSON artifact -> the top-level keys that are compared; None for all."""
+CHECKPOINT = "checkpoint of step "
+"""Begins the name of a file of a checkpoint."""
 DECISION = ("promoted", "clean_accuracy", "robust_accuracy", "version")
 """Fields of a promotion's result; its reasons are prose."""
 
@@ -59,7 +63,7 @@ def content_of(kind: str, folder: Path) -> Content:
     found: Content = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix in {".safetensors", ".png"}:
-            found[path.relative_to(folder).as_posix()] = sha256_file(path)
+            found[_name(folder, path)] = sha256_file(path)
     for name, keys in DOCUMENTS.items():
         if (folder / name).is_file():
             document = json.loads((folder / name).read_text())
@@ -71,6 +75,23 @@ def content_of(kind: str, folder: Path) -> Content:
         result = json.loads((folder / "result.json").read_text())
         found["decision"] = {key: result[key] for key in DECISION}
     return found
+
+
+def _name(folder: Path, path: Path) -> str:
+    """Returns the name of a file in the comparison; a checkpoint is named by its step, not by its folder."""
+    state = path.parent / "state.json"
+    if not state.is_file():
+        return path.relative_to(folder).as_posix()
+    return f"{CHECKPOINT}{json.loads(state.read_text())['step']}/{path.name}"
+
+
+def without_single_checkpoints(contents: list[Content]) -> list[Content]:
+    """Returns the contents of a stage in two homes without checkpoints of steps that only one of them has."""
+    both = set(contents[0]) & set(contents[1])
+    return [
+        {name: item for name, item in content.items() if name in both or not name.startswith(CHECKPOINT)}
+        for content in contents
+    ]
 
 
 def normal(value: Any) -> Any:
@@ -113,7 +134,7 @@ def compare(home_a: Path, home_b: Path) -> bool:
             equal = False
             print(f"{stage:<24} DIFFERENT: only in {'A' if stage in runs[0] else 'B'}")
             continue
-        contents = [content_of(*run[stage]) for run in runs]
+        contents = without_single_checkpoints([content_of(*run[stage]) for run in runs])
         found = list(differences(*contents))
         compared += len(contents[0])
         equal = equal and not found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from components.data.encode import EncodeSettings, ImageItem, encode_split
 from components.data.manifest import VAL_NAMES, DataManifest, SplitManifest, SplitName, write_manifest
 from components.data.sources import ImageSource, open_source
 from components.errors import UserError
-from components.files import no_space_as_user_error, write_json
+from components.files import no_space_as_user_error, remove_folder, write_json
 
 if TYPE_CHECKING:
     from components.store.execute import StageJob
@@ -99,7 +98,7 @@ def _open_source(config: EncodeConfig, work: Path) -> ImageSource:
         return open_source(config, work / "source", fetch_prefix=fetch_prefix)
     except UserError:
         # The files unpacked from an unusable source are of no use to the next attempt.
-        shutil.rmtree(work / "source", ignore_errors=True)
+        remove_folder(work / "source")
         raise
 
 

@@ -17,13 +17,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from components.process import GRACE_SECONDS, ask_to_end, end_sessions, session_
 _log = logging.getLogger(__name__)
 _FORKSERVER_DIED = 255
 """Exit code that `multiprocessing` makes up for a child whose forkserver has died."""
+_LONGEST_TMPDIR = 70
+"""Bytes: a Unix socket's path has at most 107, and `multiprocessing` adds up to 32 to the folder's."""
 _TUNING = {
     # glibc keeps freed memory: else it returns every layer's output to the kernel and faults the same pages in again.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -83,7 +86,19 @@ def start_forkserver(log: Path, preload: Sequence[str]) -> None:
     # glibc and OpenMP read their variables when a process starts.
     added = {**_TUNING, "PYTHONUNBUFFERED": "1", FORKSERVER_VARIABLE: str(os.getpid())}
     with _environment(added), _stderr_in(log):
+        _make_short_temporary_folder()
         forkserver.ensure_running()
+
+
+def _make_short_temporary_folder() -> None:
+    """Makes the folder of the forkserver's socket: below TMPDIR, or below /tmp if TMPDIR is too long for a socket."""
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TMPDIR:
+        tempfile.tempdir = "/tmp"
+    try:
+        util.get_temp_dir()  # Made once; `multiprocessing` remembers it.
+    finally:
+        tempfile.tempdir = before
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.files import FileDigest, files_below, mismatch, write_json
+from components.files import FileDigest, files_below, mismatch, remove_folder, write_json
 from components.store.artifacts import Artifacts
 from components.store.objects import ObjectRef
 from components.store.progress import Progress
@@ -49,6 +49,7 @@ class StageRun:
         tags = client.get_run(spec.run_id).data.tags
         self.attempt = int(tags.get("stage_attempt", "1"))
         self._began, self._worked_before = time.monotonic(), float(tags.get(WORKED, "0"))
+        self._finished = False
         self._outputs: dict[str, FileDigest] = {}
         self._progress = Progress(spec.name)
         self.workdir.mkdir(parents=True, exist_ok=True)
@@ -132,13 +133,20 @@ class StageRun:
         self._note_worked()
         if ERROR in self._client.get_run(self.run_id).data.tags:
             self._client.delete_tag(self.run_id, ERROR)
+        # Set before the tag: an interruption of what follows must not mark a complete run as failed.
+        self._finished = True
         self._client.set_tag(self.run_id, STATE, COMPLETE)
         self._client.set_terminated(self.run_id, "FINISHED")
         self._progress.set_state(COMPLETE, run_id=self.run_id)
-        shutil.rmtree(self.workdir, ignore_errors=True)
+        remove_folder(self.workdir)
 
     def fail(self, error: BaseException) -> None:
-        """Records the cause of a failure in the run. The workdir is kept for the next attempt."""
+        """Records the cause of a failure in the run. The workdir is kept for the next attempt.
+
+        Does nothing once the run is being marked complete: it is complete then, or will be continued.
+        """
+        if self._finished:
+            return
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))
         with contextlib.suppress(Exception):

@@ -16,9 +16,11 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
+from components.files import write_atomically
 from components.store.artifacts import Artifacts
 from components.store.locks import file_lock
 from components.store.objects import ObjectRef, ObjectStore
@@ -78,6 +80,9 @@ class Tracking:
         self.storage = storage
         # Four processes that opened a fresh SQLite file at once broke its migration in three of four trials.
         with self._lock(), translate_tracking_errors(storage.tracking_uri):
+            if (file := _sqlite_file(storage.tracking_uri)) and not file.exists():
+                # A process killed while MLflow creates the tables would leave a file that MLflow cannot open.
+                write_atomically(file, lambda part: MlflowClient(tracking_uri=f"sqlite:///{part}"))
             self.client = MlflowClient(tracking_uri=storage.tracking_uri)
         self._experiment_id = ""
 
@@ -277,6 +282,12 @@ class Tracking:
         runs = list(self.client.search_runs([self.experiment_id], query, order_by=order, max_results=1))
         seconds = runs[0].data.tags.get(WORKED) if runs else None
         return None if seconds is None else float(seconds)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """Returns the file of an SQLite store with an absolute path; None for any other store."""
+    path = uri.removeprefix("sqlite:///")
+    return Path(path) if path != uri and path.startswith("/") and "?" not in path else None
 
 
 @contextmanager

@@ -22,13 +22,13 @@ def started(monkeypatch):
     return calls, failures
 
 
-def test_a_start_that_timed_out_is_tried_again(started, capsys):
+def test_a_start_that_timed_out_is_tried_again(started, caplog):
     calls, failures = started
     failures += [Exception("The current node timed out during startup."), RuntimeError("no port")]
     ray_cluster.start_ray(num_cpus=2)
     options = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_cpus": 2}
     assert calls == [options, "shutdown", options, "shutdown", options]
-    assert capsys.readouterr().err.count("trying again") == 2
+    assert caplog.text.count("trying again") == 2
 
 
 def test_three_failures_are_enough(started):

@@ -45,11 +45,12 @@ def test_what_was_decided_about_the_images_is_said(storage, tmp_path):
     (tmp_path / "only.yaml").write_text(
         f"name: only\nstages: {{images: {{kind: encode, source: {folder}, max_short_side: 8}}}}\n"
     )
-    (tmp_path / "tmp").mkdir()
-    done = robustrain(storage.home, "run", str(tmp_path / "only.yaml"), TMPDIR=str(tmp_path / "tmp"))
+    temporary = tmp_path / ("tmp" + 60 * "x")  # longer than a Unix socket in it could be
+    temporary.mkdir()
+    done = robustrain(storage.home, "run", str(tmp_path / "only.yaml"), TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr
     # KFP makes a folder for every step and leaves it: they belong to the run's own folder.
-    assert list((tmp_path / "tmp").glob("tmp.*")) == []
+    assert list(temporary.glob("tmp.*")) == []
     assert "images: there is no val/: 2 of 20 train images were held out (seed 0)" in done.stdout.replace("\n", " ")
 
 

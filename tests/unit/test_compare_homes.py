@@ -13,6 +13,8 @@ from tests.compare_homes import compare
 ROW = {"kind": "adversarial", "stage": "adversarial", "n": 8, "robust_accuracy": 0.5, "details": {"seconds": 1.5}}
 FILES = {
     "model/weights.safetensors": "weights",
+    "checkpoints/a/state.json": {"step": 21},
+    "checkpoints/a/optimizer.safetensors": "moments",
     "history.json": [{"epoch": 1, "loss": 0.25, "raw_clean_accuracy": 0.5, "images_per_s": 9.0}],
     "results/results.json": {"rows": [ROW], "conditions": {"images": "8 of val", "n": 8}},
     "results/verdicts.json": {"verdicts": "prose", "resolutions": [{"images": [{"index": 3, "verdicts": ["robust"]}]}]},
@@ -44,13 +46,14 @@ def change(path, old, new):
 
 def test_a_copy_is_equal_and_everything_is_compared(homes, capsys):
     assert compare(*homes[:2])
-    assert capsys.readouterr().out.splitlines()[-1] == "equal: 6 files and documents compared"
+    assert capsys.readouterr().out.splitlines()[-1] == "equal: 7 files and documents compared"
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
         ("model/weights.safetensors", "weights", "Weights"),
+        ("checkpoints/a/optimizer.safetensors", "moments", "Moments"),
         ("history.json", "0.25", "0.2500000000000001"),
         ("results/results.json", '"robust_accuracy": 0.5', '"robust_accuracy": 0.375'),
         ("results/results.json", '"kind"', '"sort"'),
@@ -80,6 +83,13 @@ def test_times_prose_and_older_key_names_make_no_difference(homes):
     change(homes[2] / "results/results.json", '"kind"', '"stage"')
     change(homes[2] / "results/verdicts.json", "prose", "text")
     assert compare(*homes[:2])
+
+
+def test_checkpoints_of_different_steps_are_not_compared(homes, capsys):
+    change(homes[2] / "checkpoints/a/state.json", "21", "42")
+    change(homes[2] / "checkpoints/a/optimizer.safetensors", "moments", "Moments")
+    assert compare(*homes[:2])
+    assert capsys.readouterr().out.splitlines()[-1] == "equal: 6 files and documents compared"
 
 
 def test_runs_with_nothing_to_compare_are_not_called_equal(homes):

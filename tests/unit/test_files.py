@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +121,23 @@ def test_a_full_disk_is_one_line_with_the_file_and_a_remedy(tmp_path, number):
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
     with pytest.raises(PermissionError), files.no_space_as_user_error(tmp_path):
         raise PermissionError(errno.EACCES, "no")
+
+
+def test_a_folder_whose_removal_is_interrupted_has_lost_its_name(tmp_path, monkeypatch):
+    """A folder with some of its files would be taken for all of them."""
+    folder = tmp_path / "images"
+    (folder / "train").mkdir(parents=True)
+
+    def interrupted(path, ignore_errors):
+        if Path(path).exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            files.remove_folder(folder)
+    assert not folder.exists()
+    (folder / "train").mkdir(parents=True)
+    files.remove_folder(folder)
+    files.remove_folder(folder)
+    assert list(tmp_path.iterdir()) == []

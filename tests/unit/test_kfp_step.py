@@ -11,6 +11,8 @@ from pipeline.stage_runner import stage_definition_json
 from pipeline.stages import STAGES
 from tests.recipes import small
 
+pytestmark = pytest.mark.slow  # steps with an MLflow run each
+
 
 @pytest.fixture
 def here(storage, monkeypatch):

@@ -14,6 +14,8 @@ from components.store.tracking import Tracking
 from pipeline import local
 from pipeline.recipe import build
 
+pytestmark = pytest.mark.slow  # whole runs, with processes of their own
+
 DIGITS = {
     "kind": "encode",
     "source": "digits",

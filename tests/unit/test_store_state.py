@@ -3,15 +3,18 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from components.errors import UserError
+from components.errors import Terminated, UserError
 from components.files import FileDigest, digest_file
 from components.store.execute import execute
 from components.store.objects import ObjectStore
+from components.store.settings import StorageSettings
 from components.store.spec import ParentRef, StageSpec
 from components.store.tracking import Tracking
 
@@ -261,3 +264,36 @@ def test_object_that_has_changed_is_refused_when_read(tmp_path):
         store.get(ref)
     store.put(tmp_path / "file", "a/b")
     assert store.get(ref).read_bytes() == b"abc"
+
+
+def test_an_interruption_after_a_stage_is_complete_leaves_it_complete(tracking, spec, storage, monkeypatch):
+    """While its scratch folder is removed."""
+
+    def interrupted(folder):
+        raise Terminated
+
+    monkeypatch.setattr("components.store.run.remove_folder", interrupted)
+    with pytest.raises(Terminated):
+        execute(spec, storage, work)
+    assert tracking.find(PRINT).state == "complete"
+
+
+def test_a_data_base_whose_creation_is_interrupted_is_created_again(tmp_path):
+    """MLflow creates its tables one by one, and refuses a file that has some of them."""
+    home = StorageSettings.from_environment({}, home=tmp_path)
+    code = (
+        "import os, sqlalchemy\n"
+        "from components.store.settings import StorageSettings\n"
+        "from components.store.tracking import Tracking\n"
+        "seen = []\n"
+        "@sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, 'before_cursor_execute')\n"
+        "def kill(connection, cursor, statement, *rest):\n"
+        "    seen.append('CREATE TABLE' in statement)\n"
+        "    if sum(seen) == 10: os._exit(9)\n"
+        f"Tracking(StorageSettings.from_environment({{}}, home={str(tmp_path)!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 9, done.stderr
+    assert home.is_fresh
+    assert Tracking(home).last_pipeline_runs() == []
+    assert not home.is_fresh
