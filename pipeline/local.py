@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError, nearest
-from components.launch.child_process import Children, ChildStopped, ForkserverDied, start_forkserver
+from components.launch.child_process import Children, ChildStopped, ForkserverDied, start_forkserver, stop_forkserver
 from components.process import CORES_VARIABLE, available_cores
 from components.store.locks import only_run_in
 from components.store.progress import LIVE_VARIABLE, Progress, new_live_folder, read_messages
@@ -358,6 +358,8 @@ def _logging_to(log: Path) -> Iterator[None]:
 def _interrupts(stop: Callable[[], None]) -> Iterator[threading.Event]:
     """Turns Ctrl-C, SIGTERM and SIGHUP into KeyboardInterrupt; calls `stop` at the end of the block, however it ends.
 
+    After an interruption the preloaded process is ended, too.
+
     Yields:
         An event that is set with the signal, as Python drops an exception that a handler raises in some storage.
     """
@@ -378,5 +380,7 @@ def _interrupts(stop: Callable[[], None]) -> Iterator[threading.Event]:
         for number in before:
             signal.signal(number, signal.SIG_IGN)
         stop()
+        if interrupted.is_set():
+            stop_forkserver()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -24,7 +24,7 @@ import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, util
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from components.process import GRACE_SECONDS, ask_to_end, end_sessions, session_
 _log = logging.getLogger(__name__)
 _FORKSERVER_DIED = 255
 """Exit code that `multiprocessing` makes up for a child whose forkserver has died."""
+_STOP_SECONDS = 1.0
 _LONGEST_TMPDIR = 70
 """Bytes: a Unix socket's path has at most 107, and `multiprocessing` adds up to 32 to the folder's."""
 _TUNING = {
@@ -93,6 +94,28 @@ def start_forkserver(log: Path, preload: Sequence[str]) -> None:
     with _environment(added), _stderr_in(log):
         _make_short_temporary_folder()
         forkserver.ensure_running()
+
+
+def stop_forkserver() -> None:
+    """Ends the forkserver and `multiprocessing`'s resource tracker, and waits for their end.
+
+    Both end by themselves, but only some moments after this process: whoever waits for an interrupted command would
+    find them alive.
+    """
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)  # While it imports, it does not see that it is asked to end.
+    for server in (forkserver._forkserver, resource_tracker._resource_tracker):
+        # A thread, as the tracker ends only once no process holds its pipe any more.
+        thread = threading.Thread(target=_stopped, args=(server,), daemon=True)
+        thread.start()
+        thread.join(_STOP_SECONDS)
+
+
+def _stopped(server: Any) -> None:
+    with contextlib.suppress(OSError):
+        server._stop()
 
 
 def _make_short_temporary_folder() -> None:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from components.errors import UserError
-from components.launch.child_process import ChildFailed, Children, ChildStopped, ForkserverDied
+from components.launch.child_process import ChildFailed, Children, ChildStopped, ForkserverDied, stop_forkserver
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -217,6 +217,16 @@ def test_the_death_of_the_forkserver_ends_its_children(module, own, tmp_path):
     assert not alive(child)
     assert not alive(other)
     children.run(module.write, str(tmp_path / "again"), "", log=own[1])
+
+
+def test_a_stopped_forkserver_and_its_helpers_are_gone_at_once_and_a_new_one_works(module, own, tmp_path):
+    Children({}).run(module.write, str(tmp_path / "first"), "", log=own[1])
+    helpers = [p for p in psutil.Process().children() if "from multiprocessing." in " ".join(p.cmdline())]
+    assert len(helpers) >= 2, "the forkserver and the resource tracker"
+    stop_forkserver()
+    assert [process for process in helpers if alive(process)] == []
+    Children({}).run(module.write, str(tmp_path / "second"), "", log=own[1])
+    assert (tmp_path / "second").exists()
 
 
 @pytest.mark.parametrize("task", ["sleep", "checkpoint"])
