@@ -20,10 +20,10 @@ experiments: setup  ## run the six small experiments and write one page with the
 	@$(BIN)/robustrain experiments
 
 test: setup  ## run all tests (under 15 minutes on two cores)
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(TESTS)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-fast: setup  ## run the fast tests: no Ray, no whole pipeline (under 2 minutes on two cores)
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m 'not slow and not ffcv' $(TESTS)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not ffcv' $(TESTS)
 
 check: lint types test  ## what CI runs: format, lint, types, import rules, tests
 

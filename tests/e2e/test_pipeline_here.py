@@ -120,9 +120,9 @@ def test_change_of_one_field_runs_exactly_what_plan_said(first, home):
 
 
 def test_failing_stage_is_one_message_with_cause_and_log(first, home, tmp_path):
-    (tmp_path / "images/train/a").mkdir(parents=True)
-    (tmp_path / "images/train/b").mkdir()
-    (tmp_path / "images/train/a/1.png").write_bytes(b"not an image")
+    for folder_of_class in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "images" / folder_of_class).mkdir(parents=True)
+        (tmp_path / "images" / folder_of_class / "1.png").write_bytes(b"not an image")
     done = robustrain(home, "run", TINY, "--set", f"encode.source={tmp_path / 'images'}")
     assert done.returncode == 2
     [error, log] = done.stderr.splitlines()

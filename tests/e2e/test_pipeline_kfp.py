@@ -122,11 +122,14 @@ def test_kfp_runs_a_named_stage_again(by_kfp, folder):
 
 
 def test_a_failing_step_is_one_message_with_its_cause(by_kfp, folder, tmp_path):
-    (tmp_path / "images/train/a").mkdir(parents=True)
+    for folder_of_class in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "images" / folder_of_class).mkdir(parents=True)
+        (tmp_path / "images" / folder_of_class / "1.png").write_bytes(b"not an image")
     status, _, err = run(folder, "kfp", "--runner", "kfp", "--set", f"digits.source={tmp_path / 'images'}")
     assert status == 2
     [error, log] = err.splitlines()
-    assert error.startswith(f"error: stage digits failed: {tmp_path / 'images' / 'train'}")
+    assert error.startswith("error: stage digits failed: ")
+    assert str(tmp_path / "images/train/a/1.png") in error
     assert log.startswith("log: ")
 
 
